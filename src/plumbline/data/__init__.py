@@ -1,0 +1,1 @@
+"""Readers, canonical scenes, samples and data checks. Nothing in here imports torch."""

@@ -1,0 +1,101 @@
+"""What systems read and return, in torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from plumbline.records import SampleArrays
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one size on one device. Poses are relative to view 0, depth is z in metres (truth: 0 = not measured).
+
+    `predict_views` leading views are to be predicted. `initial_depth` holds another method's depth for the first p views.
+    `constant_depth` is the median depth of the data set's training split.
+    """
+
+    image: Float[Tensor, "b v 3 h w"]
+    K: Float[Tensor, "b v 3 3"]
+    cam0_T_cam: Float[Tensor, "b v 4 4"] | None
+    depth_range: Float[Tensor, "b 2"] | None
+    depth: Float[Tensor, "b v h w"] | None = None
+    mask: Bool[Tensor, "b v h w"] | None = None
+    initial_depth: Float[Tensor, "b p h w"] | None = None
+    initial_confidence: Float[Tensor, "b p h w"] | None = None
+    constant_depth: Float[Tensor, " b"] | None = None
+    predict_views: int = 1
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def rows(self, rows: slice) -> "Batch":
+        """The samples `rows` of this batch."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def select(self, inputs: frozenset[str]) -> "Batch":
+        """This batch with everything that `inputs` does not name removed, so that a system cannot look at it.
+
+        The image stays (its size is that of the prediction), but is blank when it is not among the inputs; so is K.
+        """
+        unknown = inputs - {f.name for f in fields(self)}
+        if unknown:
+            raise ValueError(f"unknown inputs {sorted(unknown)}; a Batch has {sorted(f.name for f in fields(self))}")
+        hidden: dict[str, Any] = {f.name: None for f in fields(self) if f.name not in inputs | {"predict_views"}}
+        for name in ("image", "K"):
+            if name in hidden:
+                hidden[name] = torch.zeros_like(getattr(self, name))
+        return replace(self, **hidden)
+
+    def _map(self, function: Any) -> "Batch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(value) for name, value in tensors.items() if torch.is_tensor(value)})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Depth of the first p views (metres; 0 = the system abstains) and, optionally, how sure it is (in [0, 1])."""
+
+    depth: Float[Tensor, "b p h w"]
+    confidence: Float[Tensor, "b p h w"] | None = None
+    internals: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def to_batch(arrays: SampleArrays, *, device: torch.device | str = "cpu", predict_views: int = 1) -> Batch:
+    """A Batch of stacked samples: images scaled to [0, 1], poses relative to view 0, mask = measured and usable.
+
+    Poses are inverted in float64 on the CPU, so that a world frame far from the origin costs no precision.
+    """
+    b, v, h, w, _ = arrays.image.shape
+    image = torch.from_numpy(np.ascontiguousarray(arrays.image)).reshape(b * v, h, w, 3).permute(0, 3, 1, 2)
+    depth = None if arrays.depth is None else torch.from_numpy(np.ascontiguousarray(arrays.depth))
+    mask = None if depth is None else depth > 0
+    if mask is not None and arrays.mask is not None:
+        mask = mask & torch.from_numpy(np.ascontiguousarray(arrays.mask))
+    batch = Batch(
+        image=image.to(torch.float32).mul_(1 / 255).reshape(b, v, 3, h, w),
+        K=torch.from_numpy(arrays.K).float(),
+        cam0_T_cam=None if arrays.world_T_cam is None else _relative(arrays.world_T_cam),
+        depth_range=torch.from_numpy(arrays.depth_range).float(),
+        depth=depth,
+        mask=mask,
+        initial_depth=_tensor(arrays.initial_depth),
+        initial_confidence=_tensor(arrays.initial_confidence),
+        predict_views=predict_views,
+    )
+    return batch.to(device)
+
+
+def _tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _relative(world_T_cam: np.ndarray) -> Tensor:
+    cam0_T_world = np.linalg.inv(world_T_cam[:, :1])
+    return torch.from_numpy(cam0_T_world @ world_T_cam).float()
