@@ -1,0 +1,168 @@
+"""params.yaml: one section at a time, into a frozen, typed config. A wrong key or value is an error that names the key."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from plumbline.errors import ConfigError
+
+PARAMS = Path("params.yaml")
+Model = TypeVar("Model", bound=BaseModel)
+Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML as DVC reads it: PyYAML follows YAML 1.1, in which 1e-4 and DVC's own 5e-05 are strings."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
+
+
+class Section(BaseModel):
+    """Base of all configs: unknown keys are refused, values are frozen, lists become tuples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DatasetConfig(Section):
+    """A data set: where it comes from, how it is read, and what its canonical scenes look like."""
+
+    format: Literal["dtu", "sun3d", "rgbd"] = Field(description="reader module")
+    source: dict[str, Any] = Field(
+        description="where the raw files are: kind synthetic, folder, archive, tree or terms"
+    )
+    size: Size = Field(description="height and width of canonical images and depth, pixels")
+    depth_range: tuple[float, float] = Field(description="nearest and farthest depth a method may look for, metres")
+    split: Literal["mvsnet", "seeded"] | dict[Literal["train", "val", "test"], list[str]] = Field(
+        description="mvsnet: the published DTU lists; seeded: 90 % / 10 % of scenes; or lists of scene names"
+    )
+    options: dict[str, Any] = Field(default={}, description="options of the reader")
+    storage: Literal["raw", "jpeg", "png"] = "raw"
+    quarantine: dict[str, str] = Field(default={}, description="scenes left out: name -> reason, shown in the report")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DatasetConfig":
+        if not 0 < self.depth_range[0] < self.depth_range[1]:
+            raise ValueError(f"depth_range {self.depth_range}: expected 0 < nearest < farthest, in metres")
+        return self
+
+
+class ByPairs(Section):
+    """Sources with the best scores of the data set's own pair list."""
+
+    kind: Literal["pairs"]
+    count: int = Field(ge=1)
+
+
+class ByGap(Section):
+    """Sources `gap` views before and after the reference."""
+
+    kind: Literal["gap"]
+    gap: int = Field(ge=1)
+
+
+class ByBaseline(Section):
+    """The `count` sources nearest to `preferred` metres among those within the baseline and angle limits."""
+
+    kind: Literal["baseline"]
+    count: int = Field(ge=1)
+    min_baseline: float = Field(default=0.1, gt=0, description="metres")
+    max_baseline: float = Field(default=0.5, gt=0, description="metres")
+    max_angle: float = Field(default=30.0, gt=0, le=180, description="degrees between the optical axes")
+
+
+class SuiteConfig(Section):
+    """A list of samples: which scenes, which sources each reference view gets, and where its truth counts."""
+
+    dataset: str
+    split: Literal["train", "val", "test", "all"] = "test"
+    sources: Annotated[ByPairs | ByGap | ByBaseline, Field(discriminator="kind")]
+    max_samples: int | None = Field(default=None, ge=1, description="evenly spread over all candidates")
+    predict_views: int = Field(default=1, ge=1, description="leading views of a sample that methods predict")
+    depth_min: float = Field(default=0.0, ge=0, description="truth below counts as not measured, metres")
+    depth_max: float = Field(default=float("inf"), gt=0, description="truth above counts as not measured, metres")
+
+
+class EvaluationConfig(Section):
+    """How scores are made of predictions."""
+
+    bootstrap: int = Field(default=1000, ge=10, description="resamples of the scenes for the 95 % interval")
+    seed: int = 0
+
+
+class ReportConfig(Section):
+    """What the report shows."""
+
+    title: str = "Plumbline report"
+    system: str = Field(default="deltaz", description="system whose best, median and worst samples are pictured")
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded; MLFLOW_TRACKING_URI overrides the default data base."""
+
+    enabled: bool = True
+    experiment: str = "plumbline"
+    tensorboard: bool = False
+
+
+def load_params(path: Path = PARAMS) -> dict[str, Any]:
+    """The whole of params.yaml; ConfigError when it is absent or not YAML."""
+    try:
+        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file. Run from the project's root, where params.yaml is.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(params, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(params).__name__}.")
+    return params
+
+
+def value(params: Mapping[str, Any], key: str) -> Any:
+    """The value at the dotted `key`; ConfigError that suggests the nearest name when it is absent."""
+    node: Any = params
+    for i, part in enumerate(key.split(".")):
+        if not isinstance(node, Mapping) or part not in node:
+            names = [str(name) for name in node] if isinstance(node, Mapping) else []
+            near = difflib.get_close_matches(part, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" There is: {', '.join(names) or 'nothing'}."
+            where = ".".join(key.split(".")[:i]) or "params.yaml"
+            raise ConfigError(f"params.yaml: no key {key!r}: {part!r} is not in {where}.{hint}")
+        node = node[part]
+    return node
+
+
+def section(params: Mapping[str, Any], key: str, model: type[Model]) -> Model:
+    """The section at the dotted `key` as a `model`; ConfigError naming every key that does not fit."""
+    return parse(value(params, key) or {}, model, where=key)
+
+
+def parse(values: Any, model: type[Model], *, where: str) -> Model:
+    """`values` as a `model`; ConfigError naming each offending key below `where`, with what was expected."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_complaint(item, model, where) for item in error.errors()]
+        raise ConfigError("params.yaml: " + "\n             ".join(lines)) from error
+
+
+def _complaint(item: Any, model: type[BaseModel], where: str) -> str:
+    key = ".".join([where, *(str(part) for part in item["loc"])])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), list(model.model_fields), n=1)
+        return f"{key}: unknown key." + (f" Did you mean {near[0]!r}?" if near else "")
+    if item["type"] == "missing":
+        return f"{key}: missing."
+    return f"{key}: {item['msg']} (found {item['input']!r})."

@@ -1,0 +1,155 @@
+"""Samples: which views are given together, and their arrays, gathered from canonical scenes."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from plumbline.config import ByBaseline, ByGap, ByPairs, DatasetConfig, SuiteConfig
+from plumbline.data.canonical import list_scenes, read_scene
+from plumbline.data.geometry import rotation_angle
+from plumbline.errors import ConfigError, DataError
+from plumbline.records import Sample, SampleArrays, Scene
+
+_VAL_SHARE = 0.1
+
+
+def split_scenes(config: DatasetConfig, names: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
+    """Scene names of the train, val and test split; every split keeps the order of `names`.
+
+    `mvsnet` takes the published DTU lists (by scan, whatever the light), `seeded` draws a tenth of the scenes for val
+    and leaves test empty. A listed name that does not exist is an error, a scene that no list names is left out.
+    """
+    if config.split == "seeded":
+        shuffled = list(np.random.default_rng(seed).permutation(len(names)))
+        held_out = set(shuffled[: max(1, round(_VAL_SHARE * len(names)))])
+        chosen = [name for i, name in enumerate(names) if i in held_out]
+        return {"train": [name for name in names if name not in chosen], "val": chosen, "test": []}
+    if config.split == "mvsnet":
+        lists = yaml.safe_load((resources.files("plumbline.data") / "splits/dtu_mvsnet.yaml").read_text())
+        return {part: [n for n in names if _scan_number(n) in lists[part]] for part in ("train", "val", "test")}
+    listed = {part: config.split.get(part, []) for part in ("train", "val", "test")}
+    absent = sorted({name for part in listed.values() for name in part} - set(names))
+    if absent:
+        raise ConfigError(
+            f"params.yaml: split names scenes that do not exist: {', '.join(absent)}. There is: {', '.join(names)}."
+        )
+    return {part: [name for name in names if name in wanted] for part, wanted in listed.items()}
+
+
+def _scan_number(name: str) -> int:
+    digits = name.split("_")[0].removeprefix("scan")
+    if not digits.isdigit():
+        raise DataError(f"{name}: the mvsnet split expects scenes named scan<number>.")
+    return int(digits)
+
+
+def open_split(folder: Path, config: DatasetConfig, split: str) -> dict[str, Scene]:
+    """The canonical scenes of one split ("all": every scene), opened; quarantined ones are left out."""
+    names = [name for name in list_scenes(folder) if name not in config.quarantine]
+    chosen = names if split == "all" else split_scenes(config, names)[split]
+    return {name: read_scene(folder / name) for name in chosen}
+
+
+def build(suite: SuiteConfig, scenes: Mapping[str, Scene]) -> list[Sample]:
+    """The samples of a suite: every view that can be a reference, with its sources; all have the same number of views.
+
+    A reference that has too few sources is no sample. With `max_samples` the samples are spread evenly. DataError when
+    nothing is left, for a suite without samples would pass every test.
+    """
+    samples = [sample for name, scene in scenes.items() for sample in _scene_samples(suite, name, scene)]
+    if not samples:
+        raise DataError(
+            f"suite on {suite.dataset} ({suite.split}): no view of {len(scenes)} scenes has the sources it asks for "
+            f"({suite.sources!r}). Loosen the rule or use longer scenes."
+        )
+    if suite.max_samples is not None and len(samples) > suite.max_samples:
+        picked = np.linspace(0, len(samples) - 1, suite.max_samples).round().astype(int)
+        samples = [samples[i] for i in picked]
+    return samples
+
+
+def _scene_samples(suite: SuiteConfig, name: str, scene: Scene) -> list[Sample]:
+    rule = suite.sources
+    if isinstance(rule, ByPairs):
+        rows = _by_pairs(rule, name, scene)
+    elif isinstance(rule, ByGap):
+        rows = _by_gap(rule, len(scene.view_names))
+    else:
+        rows = _by_baseline(rule, name, scene)
+    return [Sample(name, row) for row in rows]
+
+
+def _by_pairs(rule: ByPairs, name: str, scene: Scene) -> list[tuple[int, ...]]:
+    if scene.pairs is None:
+        raise DataError(f"{scene.dataset}/{name}: no pair list; choose sources by gap or baseline in params.yaml.")
+    rows = [(i, *(other for other, _ in row[: rule.count])) for i, row in enumerate(scene.pairs)]
+    return [row for row in rows if len(row) == rule.count + 1]
+
+
+def _by_gap(rule: ByGap, views: int) -> list[tuple[int, ...]]:
+    return [(i, i - rule.gap, i + rule.gap) for i in range(rule.gap, views - rule.gap)]
+
+
+def _by_baseline(rule: ByBaseline, name: str, scene: Scene) -> list[tuple[int, ...]]:
+    if scene.world_T_cam is None:
+        raise DataError(f"{scene.dataset}/{name}: no camera poses; sources cannot be chosen by baseline.")
+    centres, R = scene.world_T_cam[:, :3, 3], scene.world_T_cam[:, :3, :3]
+    middle = 0.5 * (rule.min_baseline + rule.max_baseline)
+    rows = []
+    for i in range(len(centres)):
+        baseline = np.linalg.norm(centres - centres[i], axis=1)
+        angle = np.degrees(rotation_angle(np.swapaxes(R[i : i + 1], 1, 2) @ R))
+        fits = (baseline >= rule.min_baseline) & (baseline <= rule.max_baseline) & (angle <= rule.max_angle)
+        candidates = np.flatnonzero(fits)
+        rows.append(
+            (i, *_spread(candidates, baseline[candidates], centres[candidates] - centres[i], middle, rule.count))
+        )
+    return [row for row in rows if len(row) == rule.count + 1]
+
+
+def _spread(candidates: np.ndarray, baseline: np.ndarray, offsets: np.ndarray, middle: float, count: int) -> list[int]:
+    """Up to `count` candidates, each the best in baseline that is not right beside one already taken."""
+    order = np.argsort(abs(baseline - middle), kind="stable")
+    taken: list[int] = []
+    for closeness in (0.5 * middle, 0.0):
+        for k in order:
+            apart = all(np.linalg.norm(offsets[k] - offsets[t]) >= closeness for t in taken)
+            if len(taken) < count and k not in taken and apart:
+                taken.append(int(k))
+    return [int(candidates[k]) for k in taken]
+
+
+def gather(scenes: Mapping[str, Scene], samples: Sequence[Sample]) -> SampleArrays:
+    """The arrays of `samples`, stacked; images stay u8. All samples must have one size and one number of views.
+
+    Reads each view straight from the memory-mapped stacks into its place: no decoding, no copy on the way.
+    """
+    first = scenes[samples[0].scene]
+    b, v = len(samples), len(samples[0].views)
+    height, width = first.images.shape[1:3]
+    image = np.empty((b, v, height, width, 3), np.uint8)
+    depth = None if first.depth is None else np.empty((b, v, height, width), np.float32)
+    mask = None if all(scenes[s.scene].mask is None for s in samples) else np.ones((b, v, height, width), np.bool_)
+    K, world_T_cam = np.empty((b, v, 3, 3)), np.empty((b, v, 4, 4))
+    for i, sample in enumerate(samples):
+        scene, views = scenes[sample.scene], sample.views
+        for j, view in enumerate(views):
+            image[i, j] = scene.images[view]
+            if depth is not None and scene.depth is not None:
+                depth[i, j] = scene.depth[view]
+            if mask is not None and scene.mask is not None:
+                mask[i, j] = scene.mask[view]
+        K[i] = scene.K[list(views)]
+        if scene.world_T_cam is not None:
+            world_T_cam[i] = scene.world_T_cam[list(views)]
+    return SampleArrays(
+        image=image,
+        K=K,
+        depth_range=np.array([scenes[s.scene].depth_range for s in samples], np.float64),
+        world_T_cam=None if first.world_T_cam is None else world_T_cam,
+        depth=depth,
+        mask=mask,
+    )
