@@ -1,0 +1,311 @@
+"""Predict once, evaluate files: every method's depth for every sample of the suites, in `predictions/<method>`."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from plumbline.config import DatasetConfig, SuiteConfig
+from plumbline.data.samples import build, open_split
+from plumbline.errors import ConfigError, DataError
+from plumbline.feed import SampleFeed
+from plumbline.files import atomic_folder, read_npy, read_pfm, read_png16
+from plumbline.progress import progress
+from plumbline.records import Sample, Scene
+from plumbline.stored import About, Predictions, StackFile, StoredSample, read_for, suite_fingerprint, write_samples
+from plumbline.systems.records import Batch, Prediction
+
+# A median over about this many pixels is exact to far below any metric's digits.
+_MEDIAN_PIXELS = 4_000_000
+_PNG_PER_METRE = 1000.0
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What predict asks of a system; every `plumbline.systems` module's System has it."""
+
+    inputs: ClassVar[frozenset[str]]
+
+    def __call__(self, batch: Batch) -> Prediction:
+        """Depth of the leading `batch.predict_views` views."""
+
+    def eval(self) -> object:
+        """Switch to inference."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named suite with its scenes opened and its samples drawn."""
+
+    name: str
+    config: SuiteConfig
+    scenes: Mapping[str, Scene]
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The depth in metres that the `constant` baseline answers for a data set, and where it comes from, in words."""
+
+    depth: float
+    source: str
+
+
+@dataclass(frozen=True)
+class _Answer:
+    depth: Float32[np.ndarray, "b p h w"]
+    confidence: Float32[np.ndarray, "b p h w"] | None
+    seconds: float
+
+
+def open_suite(name: str, config: SuiteConfig, *, dataset: DatasetConfig, folder: Path) -> Suite:
+    """The suite with the scenes of its split from `folder` (data/scenes/<dataset>) opened, and its samples."""
+    scenes = open_split(folder, dataset, config.split)
+    return Suite(name, config, scenes, build(config, scenes))
+
+
+def constant_depth(training: Mapping[str, Scene], depth_range: tuple[float, float]) -> Constant:
+    """The median truth of the training scenes; the geometric mean of the depth range where these hold no truth.
+
+    The median is taken over an even choice of at most about four million pixels (every k-th of each view).
+    """
+    pixels = sum(scene.depth.size for scene in training.values() if scene.depth is not None)
+    step = max(1, pixels // _MEDIAN_PIXELS)
+    chosen = [_measured(scene, step) for scene in training.values()]
+    values = np.concatenate(chosen) if chosen else np.empty(0, np.float32)
+    if len(values):
+        return Constant(float(np.median(values)), f"median truth of the {len(training)} training scenes")
+    return Constant(math.sqrt(depth_range[0] * depth_range[1]), "geometric mean of the depth range (no training split)")
+
+
+def predict(
+    system: Method,
+    *,
+    method: str,
+    suites: Sequence[Suite],
+    out: Path,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    initial: Path | None = None,
+    constants: Mapping[str, Constant] | None = None,
+) -> None:
+    """Write `out` (predictions/<method>) whole, one folder a suite; nothing is left when anything fails or is stopped.
+
+    The system, already on `device`, sees what its `inputs` name and nothing else. `initial` is the folder of the method
+    whose depth it refines (for inputs with initial_depth), `constants` holds a Constant for each data set (for inputs with
+    constant_depth). A method is an oracle when it, or the method it refines, reads the truth. Raises DataError naming the
+    sample for a prediction that is NaN, infinite, negative or of another shape, ConfigError when something it reads is missing.
+    """
+    system.eval()
+    with atomic_folder(out) as temporary:
+        for suite in suites:
+            start = _initial(system, method, suite, initial)
+            constant = _constant(system, method, suite, constants)
+            oracle = "depth" in system.inputs or (start is not None and start.about.oracle)
+            notes = {} if start is None else {"initial depth": start.about.method}
+            notes |= {} if constant is None else {"constant": f"{constant.depth:.4g} m: {constant.source}"}
+            about = _about(
+                method, suite, sorted(system.inputs), oracle=oracle, device=_device_name(device), notes=notes
+            )
+            feed = _feed(suite, start, constant)
+            answer = _system_answer(system, method, feed, torch.device(device))
+            _write_suite(temporary / suite.name, about, suite, answer, batch_size=batch_size)
+
+
+def predict_files(folder: Path, *, suites: Sequence[Suite], out: Path, method: str = "file") -> None:
+    """Write `out` from the depth maps of any estimator: `<folder>/<dataset>/<scene>/<view name>.npy`, `.pfm` or `.png`.
+
+    Maps have the size of the canonical images; `.npy` and `.pfm` are metres, `.png` 16-bit millimetres; 0 = no depth. Raises
+    DataError for a map that is missing, of another size, or not finite and >= 0.
+    """
+    with atomic_folder(out) as temporary:
+        for suite in suites:
+            about = _about(
+                method, suite, ["file"], oracle=False, device="file", notes={"source": "depth maps from files"}
+            )
+            root = folder / suite.config.dataset
+            _write_suite(temporary / suite.name, about, suite, _file_answer(root, suite), batch_size=1)
+
+
+def _measured(scene: Scene, step: int) -> Float32[np.ndarray, " n"]:
+    if scene.depth is None:
+        return np.empty(0, np.float32)
+    depth = scene.depth.reshape(-1)[::step]
+    usable = depth > 0 if scene.mask is None else (depth > 0) & scene.mask.reshape(-1)[::step]
+    return depth[usable]
+
+
+def _initial(system: Method, method: str, suite: Suite, folder: Path | None) -> Predictions | None:
+    if "initial_depth" not in system.inputs:
+        return None
+    if folder is None:
+        raise ConfigError(
+            f"{method} refines an initial depth and none was given; name the method it starts from in params.yaml "
+            "(plane_sweep, file, or another trained system) and predict that first."
+        )
+    return read_for(folder / suite.name, list(suite.samples), suite_fingerprint(suite.config))
+
+
+def _constant(system: Method, method: str, suite: Suite, constants: Mapping[str, Constant] | None) -> Constant | None:
+    if "constant_depth" not in system.inputs:
+        return None
+    if constants is None or suite.config.dataset not in constants:
+        raise ConfigError(f"{method} reads a constant depth and there is none for data set {suite.config.dataset!r}.")
+    return constants[suite.config.dataset]
+
+
+def _about(method: str, suite: Suite, inputs: list[str], *, oracle: bool, device: str, notes: dict[str, str]) -> About:
+    fingerprint = suite_fingerprint(suite.config)
+    return About(method, suite.name, suite.config.dataset, tuple(inputs), oracle, fingerprint, device, notes)
+
+
+def _device_name(device: torch.device | str) -> str:
+    chosen = torch.device(device)
+    return torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type
+
+
+def _feed(suite: Suite, start: Predictions | None, constant: Constant | None) -> SampleFeed:
+    return SampleFeed(
+        suite.scenes,
+        suite.samples,
+        initial_depth=None if start is None else start.depth,
+        initial_confidence=None if start is None else start.confidence,
+        constant_depth=None if constant is None else constant.depth,
+        predict_views=suite.config.predict_views,
+    )
+
+
+def _system_answer(
+    system: Method, method: str, feed: SampleFeed, device: torch.device
+) -> Callable[[Sequence[int]], _Answer]:
+    def answer(indices: Sequence[int]) -> _Answer:
+        batch = feed.load(indices).to(device).select(system.inputs)
+        if "depth" in system.inputs and batch.depth is None:
+            raise DataError(
+                f"{method} is an oracle and reads the truth, which {feed.samples[indices[0]].scene} has not."
+            )
+        began = _now(device)
+        with torch.inference_mode():
+            prediction = system(batch)
+        seconds = _now(device) - began
+        confidence = None if prediction.confidence is None else prediction.confidence.float().cpu().numpy()
+        return _Answer(prediction.depth.float().cpu().numpy(), confidence, seconds / len(indices))
+
+    return answer
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _file_answer(root: Path, suite: Suite) -> Callable[[Sequence[int]], _Answer]:
+    def answer(indices: Sequence[int]) -> _Answer:
+        began = time.perf_counter()
+        samples = [suite.samples[index] for index in indices]
+        maps = [[_read_map(root, suite, sample, view) for view in _predicted(suite, sample)] for sample in samples]
+        return _Answer(np.stack([np.stack(row) for row in maps]), None, (time.perf_counter() - began) / len(indices))
+
+    return answer
+
+
+def _predicted(suite: Suite, sample: Sample) -> tuple[int, ...]:
+    return sample.views[: suite.config.predict_views]
+
+
+def _read_map(root: Path, suite: Suite, sample: Sample, view: int) -> Float32[np.ndarray, "h w"]:
+    scene = suite.scenes[sample.scene]
+    stem = root / sample.scene / scene.view_names[view]
+    readers: dict[str, Callable[[Path], np.ndarray]] = {
+        ".npy": read_npy,
+        ".pfm": read_pfm,
+        ".png": lambda path: read_png16(path) / np.float32(_PNG_PER_METRE),
+    }
+    for suffix, read in readers.items():
+        path = stem.parent / f"{stem.name}{suffix}"
+        if path.is_file():
+            depth = np.asarray(read(path), np.float32)
+            _check_size(path, depth, scene.images.shape[1:3])
+            return depth
+    raise DataError(
+        f"{stem}.npy, .pfm or .png: no such file; expected the depth map of this view. Write 0 where there is none."
+    )
+
+
+def _check_size(path: Path, depth: np.ndarray, size: tuple[int, ...]) -> None:
+    if depth.shape != size:
+        raise DataError(f"{path}: depth is {depth.shape}; expected {tuple(size)}, the size of the canonical images.")
+
+
+def _write_suite(
+    folder: Path, about: About, suite: Suite, answer: Callable[[Sequence[int]], _Answer], *, batch_size: int
+) -> None:
+    folder.mkdir(parents=True)
+    count = len(suite.samples)
+    stored = [_stored(suite, sample) for sample in suite.samples]
+    seconds: list[float] = []
+    stacks: dict[str, StackFile] = {}
+    with ExitStack() as closing, progress(f"predict {about.method} {suite.name}", total=count) as show:
+        for first in range(0, count, batch_size):
+            indices = range(first, min(first + batch_size, count))
+            got = answer(indices)
+            _refuse_bad(got, suite, [f"{about.method} {suite.name} {stored[i].label}" for i in indices])
+            if first == 0:
+                stacks = _open_stacks(folder, got, count, closing)
+            _append(stacks, got, about)
+            seconds += [got.seconds] * len(indices)
+            show(indices[-1] + 1, {"s/sample": got.seconds})
+    samples = [StoredSample(s.scene, s.views, s.names, cost) for s, cost in zip(stored, seconds, strict=True)]
+    write_samples(folder, about, samples)
+
+
+def _stored(suite: Suite, sample: Sample) -> StoredSample:
+    names = suite.scenes[sample.scene].view_names
+    return StoredSample(sample.scene, sample.views, tuple(names[view] for view in sample.views), 0.0)
+
+
+def _open_stacks(folder: Path, got: _Answer, count: int, closing: ExitStack) -> dict[str, StackFile]:
+    shape = (count, *got.depth.shape[1:])
+    names = ["depth"] if got.confidence is None else ["depth", "confidence"]
+    stacks = {name: StackFile(folder / f"{name}.npy", shape) for name in names}
+    for stack in stacks.values():
+        closing.callback(stack.close)
+    return stacks
+
+
+def _append(stacks: Mapping[str, StackFile], got: _Answer, about: About) -> None:
+    if (got.confidence is not None) != ("confidence" in stacks):
+        raise DataError(
+            f"{about.method} {about.suite}: gives a confidence for some batches only; expected all or none."
+        )
+    stacks["depth"].append(got.depth)
+    if got.confidence is not None:
+        stacks["confidence"].append(got.confidence)
+
+
+def _refuse_bad(got: _Answer, suite: Suite, labels: Sequence[str]) -> None:
+    size = suite.scenes[suite.samples[0].scene].images.shape[1:3]
+    expected = (len(labels), suite.config.predict_views, *size)
+    for name, maps, top in (("depth", got.depth, math.inf), ("confidence", got.confidence, 1.0)):
+        if maps is None:
+            continue
+        if maps.shape != expected:
+            raise DataError(
+                f"{labels[0]}: {name} has shape {maps.shape}; expected {expected} (samples, views, height, width)."
+            )
+        bad = ~(np.isfinite(maps) & (maps >= 0) & (maps <= top)).all(axis=(1, 2, 3))
+        if bad.any():
+            worst = maps[int(np.argmax(bad))]
+            unit = "metres, 0 where the method abstains" if name == "depth" else "0 to 1"
+            raise DataError(
+                f"{labels[int(np.argmax(bad))]}: {name} has values between {worst.min()} and {worst.max()}; expected finite "
+                f"values, {unit}. Nothing was written."
+            )

@@ -1,0 +1,147 @@
+"""Predictions on disk, `predictions/<method>/<suite>/`: what a method answered, and what it was allowed to look at.
+
+`samples.json` names every sample (scene, views, seconds), the method's inputs, whether the truth was among them (an oracle), and
+the fingerprint of the suite; `depth.npy` is f32 (n, p, h, w), metres, 0 = abstains, and `confidence.npy`, where a method
+has one, f32 of the same shape in [0, 1], higher = surer. Row i belongs to sample i, its first map to the reference view.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import BaseModel
+
+from plumbline.errors import DataError
+from plumbline.files import read_json, read_npy, write_json
+from plumbline.records import Sample
+
+FORMAT_VERSION = 1
+# The caps decide what is measured, not what is predicted: changing them must not ask for new predictions.
+_EVALUATION_ONLY = frozenset({"depth_min", "depth_max"})
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """A sample by its scene, view indices and names (reference first), and what predicting it cost in seconds."""
+
+    scene: str
+    views: tuple[int, ...]
+    names: tuple[str, ...]
+    seconds: float
+
+    @property
+    def label(self) -> str:
+        """How messages and tables name this sample: `scan1/00000012+00000014`."""
+        return f"{self.scene}/{'+'.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class About:
+    """What holds for all samples of one suite. `notes` records choices in words, such as where a constant came from."""
+
+    method: str
+    suite: str
+    dataset: str
+    inputs: tuple[str, ...]
+    oracle: bool
+    suite_fingerprint: str
+    device: str
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One method's predictions for one suite, arrays memory-mapped."""
+
+    about: About
+    samples: tuple[StoredSample, ...]
+    depth: Float32[np.ndarray, "n p h w"]
+    confidence: Float32[np.ndarray, "n p h w"] | None
+
+
+def suite_fingerprint(suite: BaseModel) -> str:
+    """A hash of everything in a suite's config that decides its samples (the evaluation caps do not)."""
+    chosen = {key: value for key, value in suite.model_dump(mode="json").items() if key not in _EVALUATION_ONLY}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """Read `predictions/<method>/<suite>`; DataError when it is missing, of another format, or its parts disagree."""
+    if not (folder / "samples.json").is_file():
+        raise DataError(f"{folder}: no samples.json there. Predict it first, for example with `dvc repro predict`.")
+    stored = read_json(folder / "samples.json")
+    if stored.get("format") != FORMAT_VERSION:
+        raise DataError(
+            f"{folder}/samples.json has format {stored.get('format')}; expected {FORMAT_VERSION}. Predict again."
+        )
+    about = About(**(stored["about"] | {"inputs": tuple(stored["about"]["inputs"])}))
+    samples = tuple(
+        StoredSample(item["scene"], tuple(item["views"]), tuple(item["names"]), item["seconds"])
+        for item in stored["samples"]
+    )
+    depth = read_npy(folder / "depth.npy", memory_map=True)
+    file = folder / "confidence.npy"
+    confidence = read_npy(file, memory_map=True) if file.is_file() else None
+    _check_rows(folder, len(samples), depth, confidence)
+    return Predictions(about, samples, depth, confidence)
+
+
+def read_for(folder: Path, samples: list[Sample], fingerprint: str) -> Predictions:
+    """Read predictions that must belong to exactly these samples, in this order; DataError says which differs first."""
+    stored = read_predictions(folder)
+    advice = "Its suite was changed since: predict it again, for example with `dvc repro predict`."
+    if stored.about.suite_fingerprint != fingerprint:
+        raise DataError(f"{folder} was predicted for another definition of suite {stored.about.suite!r}. {advice}")
+    if len(stored.samples) != len(samples):
+        raise DataError(f"{folder} has {len(stored.samples)} samples; expected {len(samples)}. {advice}")
+    for index, (got, expected) in enumerate(zip(stored.samples, samples, strict=True)):
+        if (got.scene, got.views) != (expected.scene, expected.views):
+            raise DataError(
+                f"{folder}: sample {index} is {got.scene} {got.views}; expected {expected.scene} {expected.views}. {advice}"
+            )
+    return stored
+
+
+def write_samples(folder: Path, about: About, samples: list[StoredSample]) -> None:
+    """Write `samples.json`; seconds are rounded to a tenth of a millisecond."""
+    rows = [asdict(sample) | {"seconds": round(sample.seconds, 4)} for sample in samples]
+    write_json(folder / "samples.json", {"format": FORMAT_VERSION, "about": asdict(about), "samples": rows})
+
+
+class StackFile:
+    """A `.npy` stack of known shape written part by part, so that it never has to fit in memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._shape = shape
+        self._rows = 0
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, rows: Float32[np.ndarray, "m p h w"]) -> None:
+        """Write the next rows; DataError when their size is not that of the stack."""
+        if rows.shape[1:] != self._shape[1:] or self._rows + len(rows) > self._shape[0]:
+            raise DataError(
+                f"{self._file.name}: got maps of shape {rows.shape[1:]}; expected {self._shape[1:]} for all samples of a suite."
+            )
+        self._file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+        self._rows += len(rows)
+
+    def close(self) -> None:
+        """Close the file (also after a failure; an unfinished folder is never given its final name)."""
+        self._file.close()
+
+
+def _check_rows(folder: Path, count: int, depth: np.ndarray, confidence: np.ndarray | None) -> None:
+    if depth.ndim != 4 or len(depth) != count or depth.dtype != np.float32:
+        raise DataError(
+            f"{folder}/depth.npy is {depth.dtype} {depth.shape}; expected float32 (n, p, h, w) with n = {count}. Predict again."
+        )
+    if confidence is not None and confidence.shape != depth.shape:
+        raise DataError(
+            f"{folder}/confidence.npy is {confidence.shape}; expected {depth.shape}, as depth.npy. Predict again."
+        )
