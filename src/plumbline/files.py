@@ -48,8 +48,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move the finished folder `source` to `target`, putting an old `target` out of the way first."""
+    """Move the finished folder `source` to `target`, from another disk if need be, putting an old `target` out of the way."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_dev != target.parent.stat().st_dev:
+        copy = _sibling(target)
+        shutil.copytree(source, copy)
+        shutil.rmtree(source)
+        source = copy
     old = _sibling(target)
     if target.exists():
         target.rename(old)
