@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from plumbline import checkpoint
 from plumbline.errors import DataError
 
 NORM_GROUPS = 8
@@ -58,16 +58,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file, read without running any code it may contain."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such checkpoint. Train the system first or correct the path.") from error
-    except Exception as error:
-        raise DataError(
-            f"{path}: not a readable checkpoint ({error}). Expected a state dict saved by torch."
-        ) from error
-    state = content.get("model", content) if isinstance(content, Mapping) else content
+    """The state dict in a checkpoint file, read without running any code it may contain; DataError when there is none."""
+    content = checkpoint.load(path)
+    state = content.get("model", content)
     if not isinstance(state, Mapping) or not state or not all(torch.is_tensor(value) for value in state.values()):
         raise DataError(f'{path}: expected a state dict (names to tensors), or one under "model"; got another layout.')
     return dict(state)

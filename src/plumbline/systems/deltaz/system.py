@@ -1,7 +1,7 @@
 """DeltaZ as a system: refined depth = initial depth + Δz, with the initial depth another method's prediction."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -63,7 +63,7 @@ class Config(BaseModel):
         return {**PRESETS.get(values.get("preset", "published"), {}), **values}
 
     @model_validator(mode="after")
-    def _check_inputs(self) -> Self:
+    def _check_inputs(self) -> "Config":
         if "initial_depth" not in self.inputs or len(set(self.inputs)) != len(self.inputs):
             raise ValueError(f"inputs: expected distinct names with initial_depth among them, got {list(self.inputs)}")
         return self
@@ -103,7 +103,7 @@ class System(nn.Module):
         correction, sure = self._refine(batch.image[:, :p], batch.K[:, :p], initial)
         scale = initial.scale.reshape(b, p)[:, 0]
         base = initial.filled.reshape(b, p, h, w)
-        delta = base * torch.expm1(correction.reshape(b, p, h, w))
+        delta = base * torch.expm1(correction.to(base.dtype).reshape(b, p, h, w))
         return Prediction(
             depth=(base + delta) * scale[:, None, None, None],
             confidence=None if sure is None else sure.reshape(b, p, h, w),
