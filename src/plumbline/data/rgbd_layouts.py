@@ -272,7 +272,8 @@ def _tum_files(folder: Path, name: str, missing_files: MissingFiles) -> list[tup
     if absent and (missing_files == "error" or not present):
         raise DataError(
             f"{folder / name}: {len(absent)} of the {len(entries)} files it names are absent, first "
-            f"{absent[0].relative_to(folder)}. Fetch the sequence again; for a subset kept on purpose set options.missing_files: drop."
+            f"{absent[0].relative_to(folder)}. Fetch the sequence again; for a subset kept on purpose set "
+            "options.missing_files: drop."
         )
     return present
 
