@@ -183,12 +183,13 @@ def _by_hand(job: Job, target: Path, url: str) -> str:
 
 def _fetch_archives(source: Archive, job: Job) -> None:
     missing = [file for file in source.files if not _is_done(file, job)]
-    fetched = {file.name: _is_usable(_download_target(file, source, job), file) for file in missing}
-    _require_space(job, sum(_bytes_needed(file, source, job, fetched=fetched[file.name]) for file in missing))
+    here = {file.name for file in missing if _is_usable(_download_target(file, source, job), file)}
+    sizes = {file.name: _bytes(file, source, job, here=file.name in here) for file in missing}
+    _require_space(job, sum(_bytes_needed(f, source, job, size=sizes[f.name], here=f.name in here) for f in missing))
     for file in missing:
         target = _download_target(file, source, job)
-        if not fetched[file.name]:
-            _download(file, target, job)
+        if file.name not in here:
+            _download(file, target, job, size=sizes[file.name])
         written = _unpack_into_place(file, target, job) if _is_unpacked(file, source) else _sizes(job.folder, [target])
         write_json(_marker(file, job), {"from": file.sha256 or file.url, "into": file.into, "files": written})
         if _is_unpacked(file, source) and not source.keep_archives:
@@ -238,23 +239,28 @@ def _is_usable(path: Path, file: RemoteFile) -> bool:
     return True
 
 
-def _bytes_needed(file: RemoteFile, source: Archive, job: Job, *, fetched: bool) -> int:
-    size = file.size or remote_size(file.url, client=job.client) or 0
+def _bytes(file: RemoteFile, source: Archive, job: Job, *, here: bool) -> int | None:
+    if here:
+        return _download_target(file, source, job).stat().st_size
+    return file.size or remote_size(file.url, client=job.client)
+
+
+def _bytes_needed(file: RemoteFile, source: Archive, job: Job, *, size: int | None, here: bool) -> int:
+    """Bytes still to come plus those of the unpacked files, which are taken for the archive's own where not said."""
     part = _part(file.name, job)
-    rest = 0 if fetched else max(0, size - (part.stat().st_size if part.exists() else 0))
-    return rest + ((file.unpacked_size or size) if _is_unpacked(file, source) else 0)
+    rest = 0 if here else max(0, (size or 0) - (part.stat().st_size if part.exists() else 0))
+    return rest + ((file.unpacked_size or size or 0) if _is_unpacked(file, source) else 0)
 
 
 def _part(name: str, job: Job) -> Path:
     return job.work / "parts" / f"{name}.part"
 
 
-def _download(file: RemoteFile, target: Path, job: Job) -> None:
+def _download(file: RemoteFile, target: Path, job: Job, *, size: int | None) -> None:
     part, urls = _part(file.name, job), (file.url, *file.mirrors)
-    total = file.size or remote_size(file.url, client=job.client)
     done = part.stat().st_size if part.exists() else 0
     wanted = Wanted(urls, target, sha256=file.sha256, size=file.size)
-    with progress_display.show(file.name, total, done=done, enabled=job.progress) as advance:
+    with progress_display.show(file.name, size, done=done, enabled=job.progress) as advance:
         by_hand = _by_hand(job, target, file.url)
         fetch_file(wanted, part, client=job.client, advance=advance, how_by_hand=by_hand)
     if file.sha256 is None:

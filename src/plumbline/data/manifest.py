@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from plumbline.data.sources import matches
 from plumbline.errors import DataError
@@ -117,7 +117,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate(data)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no manifest. {how}") from error
-    except (ValueError, KeyError, AttributeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a manifest of raw files ({error}). {how}") from error
     if total != manifest.total:
         raise DataError(f"{path}: lists {manifest.total} but says {total}; it was cut or edited. {how}")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager as Context
 from contextlib import contextmanager, nullcontext
-from typing import TextIO
 
 Advance = Callable[[int], None]
 LINE_EVERY = 10.0
@@ -16,11 +15,15 @@ def show(label: str, total: int | None, *, done: int = 0, enabled: bool = True) 
     """A context that yields `advance(bytes)`, safe to call from threads; `done` bytes were there before it began."""
     if not enabled:
         return nullcontext(_ignore)
-    return _bar(label, total, done) if sys.stderr.isatty() else lines(label, total, done=done, stream=sys.stderr)
+    return _bar(label, total, done) if sys.stderr.isatty() else lines(label, total, done=done, write=_to_stderr)
 
 
 def _ignore(_: int) -> None:
     return None
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -40,7 +43,7 @@ def lines(
     total: int | None,
     *,
     done: int,
-    stream: TextIO,
+    write: Callable[[str], None],
     every: float = LINE_EVERY,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
@@ -54,13 +57,13 @@ def lines(
             seen, now = seen + count, clock()
             if now - shown >= every:
                 shown = now
-                print(line(label, done + seen, total, new=seen, seconds=now - start), file=stream, flush=True)
+                write(line(label, done + seen, total, new=seen, seconds=now - start))
 
     yield advance
-    print(line(label, done + seen, total, new=seen, seconds=clock() - start), file=stream, flush=True)
+    write(line(label, done + seen, total, new=seen, seconds=clock() - start))
 
 
-def line(label: str, done: int, total: int | None, *, new: int, seconds: float) -> str:
+def line(label: str, done: int, total: int | None, *, new: int, seconds: int | float) -> str:
     """One line of progress: `done` of `total` bytes, `new` of them in `seconds`; the time left where it is known."""
     rate = new / seconds if seconds > 0 else 0.0
     text = f"{label}: {human_bytes(done)}"
@@ -72,7 +75,7 @@ def line(label: str, done: int, total: int | None, *, new: int, seconds: float) 
     return text
 
 
-def human_bytes(count: float) -> str:
+def human_bytes(count: int | float) -> str:
     """Bytes in decimal units with three digits, such as "19.0 GB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
@@ -81,7 +84,7 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def human_time(seconds: float) -> str:
+def human_time(seconds: int | float) -> str:
     """A span such as "45 s", "12 min" or "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -15,7 +15,8 @@ from plumbline.data.listings import page_title
 from plumbline.errors import DataError
 from plumbline.files import sha256_file
 
-CHUNK = 1 << 20
+# What a connection that breaks off loses at most, since a chunk is kept once it is full.
+CHUNK = 1 << 16
 T = TypeVar("T")
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 
@@ -144,7 +145,9 @@ def _retrying(policy: Policy, *, progress: Callable[[], int]) -> Callable[[Calla
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_InterruptedError),
         stop=stop,
-        wait=tenacity.wait_exponential_jitter(policy.first_wait, policy.longest_wait, jitter=policy.first_wait / 2),
+        wait=tenacity.wait_exponential_jitter(
+            multiplier=policy.first_wait, max=policy.longest_wait, jitter=policy.first_wait / 2
+        ),
         retry_error_callback=give_up,
     )
 
@@ -224,7 +227,7 @@ def _past_the_end(response: requests.Response, part: Path, start: int, advance: 
 def _refuse_wrong(response: requests.Response, wanted: Wanted, total: int | None) -> None:
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind == "text/html" and wanted.target.suffix.lower() not in (".html", ".htm"):
-        title = page_title(next(response.iter_content(1 << 16), b"").decode(errors="replace"))
+        title = page_title(next(response.iter_content(CHUNK), b"").decode(errors="replace"))
         raise _RefusedError(
             f"answered with a web page ({title!r}) instead of the file, as Google Drive does when a file's quota is "
             "used up or it wants a confirmation"
