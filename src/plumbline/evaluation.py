@@ -1,0 +1,410 @@
+"""Scores from files: `predictions/<method>` against the canonical truth, written to `scores/<method>`.
+
+Protocol: view 0 of every sample; truth inside the suite's caps and the data set's mask; three alignments, of which `none` is the
+headline; metrics per sample, mean over the samples of a scene, then mean over scenes, so that long scenes weigh no more than
+short ones; 95 % interval by bootstrap over scenes. Region `all` is every valid pixel; region `common` keeps the pixels on
+which a reference method (the classical baseline) speaks, so that a method that abstains is compared on equal ground.
+"""
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+
+from plumbline.alignment import ALIGNMENTS, align
+from plumbline.config import SuiteConfig
+from plumbline.data.canonical import read_scene
+from plumbline.errors import DataError
+from plumbline.files import atomic_folder, read_json, write_json
+from plumbline.metrics import METRICS, Row, ause, check_values, measure, sparsification, valid_mask
+from plumbline.records import Scene
+from plumbline.stored import About, Predictions, StoredSample, read_predictions, suite_fingerprint
+
+COLUMNS = (*METRICS, "ause")
+HEADLINE = ("all", "none")
+_KEYS = ("sample", "scene", "views", "region", "alignment", "valid", "compared")
+_BLOCK = 32
+_CURVE_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The row of one sample for one region (all or common) and one alignment."""
+
+    sample: int
+    scene: str
+    views: str
+    region: str
+    alignment: str
+    row: Row
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over scenes with its 95 % bootstrap interval; no interval (None) with fewer than two scenes."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Samples whose maps are in memory: prediction, truth, valid pixels, and the pixels of the common region."""
+
+    first: int
+    samples: Sequence[StoredSample]
+    prediction: Float32[np.ndarray, "m h w"]
+    truth: Float32[np.ndarray, "m h w"]
+    valid: Bool[np.ndarray, "m h w"]
+    common: Bool[np.ndarray, "m h w"] | None
+    confidence: Float32[np.ndarray, "m h w"] | None
+
+
+def evaluate(
+    method: str,
+    *,
+    predictions: Path,
+    suites: Mapping[str, SuiteConfig],
+    scenes: Path,
+    out: Path,
+    common: Path | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write `out` (scores/<method>) whole and return its summary.
+
+    `predictions` is predictions/<method>, `scenes` data/scenes, `common` the predictions of the reference method of the common
+    region. Written: `<suite>.csv` (a row for each sample, region and alignment), `<suite>_scenes.csv`, for methods with a
+    confidence `<suite>_sparsification.csv`, and `summary.json`. Raises DataError when predictions are missing, belong to
+    another definition of the suite, or give an impossible score.
+    """
+    summary: dict[str, Any] = {"method": method, "suites": {}}
+    with atomic_folder(out) as temporary:
+        for name, suite in suites.items():
+            stored = _read(predictions / name, suite)
+            reference = None if common is None else _read(common / name, suite)
+            rows, curves = _score_suite(stored, reference, suite, scenes / suite.dataset)
+            scene_rows = scene_means(rows)
+            _write_csv(temporary / f"{name}.csv", _KEYS, [_sample_record(row) for row in rows])
+            _write_csv(temporary / f"{name}_scenes.csv", _KEYS[1:2] + _KEYS[3:5], _scene_records(scene_rows))
+            if curves:
+                _write_curves(temporary / f"{name}_sparsification.csv", curves)
+            summary["suites"][name] = _summary(
+                stored, reference, suite, rows, scene_rows, bootstrap=bootstrap, seed=seed
+            )
+        write_json(temporary / "summary.json", summary)
+    return summary
+
+
+def scene_means(rows: Sequence[Scored]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Return {(region, alignment): {scene: {metric: mean over its samples}}}, scenes in the order of their samples.
+
+    A metric that no sample of a scene has (nothing to compare) is absent from that scene.
+    """
+    collected: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = defaultdict(dict)
+    for scored in rows:
+        values = collected[scored.region, scored.alignment].setdefault(scored.scene, {})
+        for name, value in scored.row.values.items():
+            values.setdefault(name, []).append(value)
+    return {
+        key: {scene: {name: float(np.mean(v)) for name, v in values.items()} for scene, values in by_scene.items()}
+        for key, by_scene in collected.items()
+    }
+
+
+def interval(values: Float64[np.ndarray, " s"], *, bootstrap: int = 1000, seed: int = 0) -> Interval:
+    """Return the mean over scenes and the 2.5 % and 97.5 % quantiles of `bootstrap` means of scenes drawn with replacement.
+
+    The same `seed` draws the same scenes for every metric and method.
+    """
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, None, None)
+    drawn = np.random.default_rng(seed).integers(0, len(values), (bootstrap, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
+    return Interval(mean, float(low), float(high))
+
+
+def paired(
+    first: Mapping[str, Mapping[str, float]],
+    second: Mapping[str, Mapping[str, float]],
+    metric: str,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean of first - second over the scenes both have, with its interval: two methods on the same scenes."""
+    shared = [scene for scene in first if metric in first[scene] and metric in second.get(scene, {})]
+    if not shared:
+        raise DataError(f"the two methods share no scene with a value of {metric}; nothing can be compared.")
+    differences = np.array([first[scene][metric] - second[scene][metric] for scene in shared])
+    return interval(differences, bootstrap=bootstrap, seed=seed)
+
+
+def assemble_metrics(scores: Path, methods: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return {suite: {method: {metric: value}}}, region all and alignment none, from `scores/<method>/summary.json`."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for method in methods:
+        for suite, summary in read_summary(scores / method)["suites"].items():
+            values = summary["regions"][HEADLINE[0]][HEADLINE[1]]
+            table.setdefault(suite, {})[method] = {name: values[name]["mean"] for name in METRICS if name in values}
+    return table
+
+
+def headline(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return {suite: {method: abs_rel}}; a method that compares nothing in a suite is left out there."""
+    return {
+        suite: {method: values["abs_rel"] for method, values in methods.items() if "abs_rel" in values}
+        for suite, methods in metrics.items()
+    }
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read `scores/<method>/summary.json`; DataError when it is not there."""
+    if not (folder / "summary.json").is_file():
+        raise DataError(f"{folder}/summary.json: no such file. Evaluate the method first: `dvc repro evaluate`.")
+    summary: dict[str, Any] = read_json(folder / "summary.json")
+    return summary
+
+
+def read_rows(path: Path) -> list[Scored]:
+    """Read back `scores/<method>/<suite>.csv`."""
+    return [_parse_record(record) for record in _records(path)]
+
+
+def read_scene_means(path: Path, region: str = "all", alignment: str = "none") -> dict[str, dict[str, float]]:
+    """Read {scene: {metric: value}} of one region and alignment from `scores/<method>/<suite>_scenes.csv`."""
+    chosen = [r for r in _records(path) if (r["region"], r["alignment"]) == (region, alignment)]
+    return {record["scene"]: _values(record) for record in chosen}
+
+
+def read_curve(path: Path) -> Float64[np.ndarray, "k 3"]:
+    """Read `scores/<method>/<suite>_sparsification.csv`: share of pixels removed, error left, error left by the oracle."""
+    names = ("removed", "error", "oracle")
+    return np.array([[float(record[name]) for name in names] for record in _records(path)])
+
+
+def _read(folder: Path, suite: SuiteConfig) -> Predictions:
+    stored = read_predictions(folder)
+    if stored.about.suite_fingerprint != suite_fingerprint(suite):
+        raise DataError(
+            f"{folder} was predicted for another definition of this suite than params.yaml has now. Predict it again."
+        )
+    return stored
+
+
+def _score_suite(
+    stored: Predictions, reference: Predictions | None, suite: SuiteConfig, folder: Path
+) -> tuple[list[Scored], dict[str, list[Float64[np.ndarray, "2 k"]]]]:
+    """Return the rows of all samples, and each scene's sparsification curves (empty without a confidence)."""
+    if reference is not None and [s.label for s in reference.samples] != [s.label for s in stored.samples]:
+        raise DataError(
+            f"{stored.about.method} and {reference.about.method} were predicted for different samples of "
+            f"{stored.about.suite}. Predict both again."
+        )
+    rows: list[Scored] = []
+    curves: dict[str, list[Float64[np.ndarray, "2 k"]]] = defaultdict(list)
+    for block in _blocks(stored, reference, suite, folder):
+        where = f"{stored.about.method} {stored.about.suite}"
+        rows += _add_uncertainty(_measure_block(block, suite, where), block, curves)
+    return rows, dict(curves)
+
+
+def _blocks(stored: Predictions, reference: Predictions | None, suite: SuiteConfig, folder: Path) -> Iterator[_Block]:
+    opened: dict[str, Scene] = {}
+    for first in range(0, len(stored.samples), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        samples = stored.samples[rows]
+        for sample in samples:
+            if sample.scene not in opened:
+                opened[sample.scene] = read_scene(folder / sample.scene)
+        truth, mask = _truth(samples, opened, stored)
+        valid = valid_mask(truth, mask=mask, depth_min=suite.depth_min, depth_max=suite.depth_max)
+        yield _Block(
+            first,
+            samples,
+            np.ascontiguousarray(stored.depth[rows, 0]),
+            truth,
+            valid,
+            None if reference is None else valid & (reference.depth[rows, 0] > 0),
+            None if stored.confidence is None else np.ascontiguousarray(stored.confidence[rows, 0]),
+        )
+
+
+def _truth(
+    samples: Sequence[StoredSample], scenes: Mapping[str, Scene], stored: Predictions
+) -> tuple[Float32[np.ndarray, "m h w"], Bool[np.ndarray, "m h w"] | None]:
+    size = stored.depth.shape[2:]
+    depth, mask = np.empty((len(samples), *size), np.float32), np.ones((len(samples), *size), np.bool_)
+    masked = False
+    for index, sample in enumerate(samples):
+        scene, view = scenes[sample.scene], sample.views[0]
+        if scene.depth is None:
+            raise DataError(
+                f"{scene.dataset}/{sample.scene} has no truth, so {stored.about.suite} cannot be evaluated on it."
+            )
+        if scene.depth.shape[1:] != size:
+            raise DataError(
+                f"{stored.about.method} {sample.label}: prediction is {size}, truth {scene.depth.shape[1:]}. Predict again."
+            )
+        depth[index] = scene.depth[view]
+        if scene.mask is not None:
+            mask[index], masked = scene.mask[view], True
+    return depth, mask if masked else None
+
+
+def _measure_block(block: _Block, suite: SuiteConfig, where: str) -> list[Scored]:
+    names = [f"{where} {sample.label}" for sample in block.samples]
+    regions = {"all": block.valid} | ({} if block.common is None else {"common": block.common})
+    rows: list[Scored] = []
+    for region, chosen in regions.items():
+        for kind in ALIGNMENTS:
+            aligned = align(block.prediction, block.truth, chosen, kind, floor=suite.depth_min)
+            measured = measure(aligned, block.truth, mask=chosen, names=names)
+            for index, (sample, row) in enumerate(zip(block.samples, measured, strict=True)):
+                named = replace(row, reason=_reason(row, suite, region))
+                views = "+".join(sample.names)
+                rows.append(Scored(block.first + index, sample.scene, views, region, kind, named))
+    return sorted(rows, key=lambda scored: scored.sample)
+
+
+def _reason(row: Row, suite: SuiteConfig, region: str) -> str:
+    if row.valid:
+        return row.reason
+    place = "where the reference method speaks" if region == "common" else "inside the mask"
+    return f"no truth between {suite.depth_min:g} and {suite.depth_max:g} m {place}"
+
+
+def _add_uncertainty(
+    rows: list[Scored], block: _Block, curves: dict[str, list[Float64[np.ndarray, "2 k"]]]
+) -> list[Scored]:
+    areas = {}
+    for index, sample in enumerate(block.samples):
+        chosen = block.valid[index] & (block.prediction[index] > 0)
+        if block.confidence is None or not chosen.any():
+            continue
+        truth = block.truth[index][chosen]
+        error = np.abs(block.prediction[index][chosen] - truth) / truth
+        curve, oracle = sparsification(error, block.confidence[index][chosen], steps=_CURVE_STEPS)
+        curves[sample.scene].append(np.stack([curve, oracle]))
+        areas[block.first + index] = max(0.0, ause(curve, oracle))
+    return [_with_area(scored, areas) for scored in rows]
+
+
+def _with_area(scored: Scored, areas: Mapping[int, float]) -> Scored:
+    if (scored.region, scored.alignment) != HEADLINE or scored.sample not in areas:
+        return scored
+    values = scored.row.values | {"ause": areas[scored.sample]}
+    return replace(scored, row=replace(scored.row, values=values))
+
+
+def _summary(
+    stored: Predictions,
+    reference: Predictions | None,
+    suite: SuiteConfig,
+    rows: Sequence[Scored],
+    scene_rows: Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]],
+    *,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    regions: dict[str, dict[str, Any]] = {}
+    for (region, alignment), by_scene in scene_rows.items():
+        values = _intervals(by_scene, bootstrap=bootstrap, seed=seed)
+        check_values(
+            {name: values[name].mean for name in values},
+            f"{stored.about.method} {stored.about.suite} {region} {alignment}",
+        )
+        regions.setdefault(region, {})[alignment] = {name: asdict(value) for name, value in values.items()}
+    dropped = [s for s in rows if (s.region, s.alignment) == HEADLINE and s.row.reason]
+    return {
+        "about": _about(stored.about),
+        "samples": len(stored.samples),
+        "scenes": len({sample.scene for sample in stored.samples}),
+        "caps": {
+            "depth_min": suite.depth_min,
+            "depth_max": suite.depth_max if math.isfinite(suite.depth_max) else None,
+        },
+        "seconds": float(np.median([sample.seconds for sample in stored.samples])),
+        "common_with": None if reference is None else reference.about.method,
+        "dropped": [{"sample": s.sample, "scene": s.scene, "views": s.views, "reason": s.row.reason} for s in dropped],
+        "regions": regions,
+    }
+
+
+def _intervals(by_scene: Mapping[str, Mapping[str, float]], *, bootstrap: int, seed: int) -> dict[str, Interval]:
+    chosen = {name: [values[name] for values in by_scene.values() if name in values] for name in COLUMNS}
+    return {
+        name: interval(np.array(values), bootstrap=bootstrap, seed=seed) for name, values in chosen.items() if values
+    }
+
+
+def _about(about: About) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(about).items()}
+
+
+def _sample_record(scored: Scored) -> dict[str, str]:
+    keys = (
+        scored.sample,
+        scored.scene,
+        scored.views,
+        scored.region,
+        scored.alignment,
+        scored.row.valid,
+        scored.row.compared,
+    )
+    return dict(zip(_KEYS, map(str, keys), strict=True)) | _texts(scored.row.values) | {"reason": scored.row.reason}
+
+
+def _scene_records(
+    scene_rows: Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]],
+) -> list[dict[str, str]]:
+    return [
+        {"scene": scene, "region": region, "alignment": alignment} | _texts(values)
+        for (region, alignment), by_scene in scene_rows.items()
+        for scene, values in by_scene.items()
+    ]
+
+
+def _texts(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{values[name]:.9g}" if name in values else "" for name in COLUMNS}
+
+
+def _write_csv(path: Path, keys: Sequence[str], records: Sequence[Mapping[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*keys, *COLUMNS, *(("reason",) if "sample" in keys else ())], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _write_curves(path: Path, curves: Mapping[str, list[Float64[np.ndarray, "2 k"]]]) -> None:
+    mean = np.mean([np.mean(of_scene, axis=0) for of_scene in curves.values()], axis=0)
+    lines = ["removed,error,oracle"]
+    lines += [f"{k / _CURVE_STEPS:g},{mean[0, k]:.9g},{mean[1, k]:.9g}" for k in range(_CURVE_STEPS)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _records(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. Evaluate the method first: `dvc repro evaluate`.")
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _parse_record(record: Mapping[str, str]) -> Scored:
+    row = Row(_values(record), int(record["valid"]), int(record["compared"]), record["reason"])
+    keys = (record["scene"], record["views"], record["region"], record["alignment"])
+    return Scored(int(record["sample"]), *keys, row)
+
+
+def _values(record: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(record[name]) for name in COLUMNS if record.get(name)}

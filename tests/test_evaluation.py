@@ -1,0 +1,244 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fabricated import SIZE, a_suite, truth_of, write_dataset, write_prediction
+from plumbline.errors import DataError
+from plumbline.evaluation import (
+    Scored,
+    assemble_metrics,
+    evaluate,
+    headline,
+    interval,
+    paired,
+    read_curve,
+    read_rows,
+    read_scene_means,
+    read_summary,
+    scene_means,
+)
+from plumbline.metrics import METRICS, Row
+
+SCENES = ("flat/a", "flat/b", "flat/c")
+
+
+@pytest.fixture
+def place(tmp_path):
+    write_dataset(tmp_path / "scenes", "rooms", SCENES)
+    return tmp_path
+
+
+def twice(truth, row):
+    return np.where(truth > 0, 2 * truth, 1)
+
+
+def left_half(truth, row):
+    """Exact on the left, silent on the right."""
+    depth = np.where(truth > 0, truth, 1)
+    depth[:, SIZE[1] // 2 :] = 0
+    return depth
+
+
+def score(place, answer, *, method="twice", common=None, **caps):
+    suite = a_suite("rooms", **caps)
+    write_prediction(place / "predictions", method, "rooms_gap1", suite, SCENES, answer)
+    return evaluate(
+        method,
+        predictions=place / "predictions" / method,
+        suites={"rooms_gap1": suite},
+        scenes=place / "scenes",
+        out=place / "scores" / method,
+        common=None if common is None else place / "predictions" / common,
+        bootstrap=100,
+    )["suites"]["rooms_gap1"]
+
+
+def means(summary, region="all", alignment="none"):
+    return {name: value["mean"] for name, value in summary["regions"][region][alignment].items()}
+
+
+def test_double_depth_has_the_scores_worked_by_hand(place):
+    values = means(score(place, twice))
+    measured = [truth_of(seed)[view][3:] for seed in range(3) for view in (1, 2, 3)]
+    assert values["abs_rel"] == pytest.approx(1)
+    assert values["rmse_log"] == pytest.approx(np.log(2), rel=1e-6)
+    assert values["log10"] == pytest.approx(np.log10(2), rel=1e-6)
+    assert values["abs_diff"] == pytest.approx(np.mean([depth.mean() for depth in measured]), rel=1e-6)
+    assert [values[name] for name in ("delta1", "delta3", "coverage")] == [0, 0, 1]
+
+
+def test_alignment_takes_the_scale_away(place):
+    summary = score(place, twice)
+    for kind in ("median", "scale_shift"):
+        assert means(summary, alignment=kind)["abs_rel"] == pytest.approx(0, abs=1e-6)
+
+
+def test_every_sample_has_a_row_for_each_alignment_and_reads_back(place):
+    score(place, twice)
+    rows = read_rows(place / "scores/twice/rooms_gap1.csv")
+    assert [(r.sample, r.alignment) for r in rows[:4]] == [(0, "none"), (0, "median"), (0, "scale_shift"), (1, "none")]
+    assert len(rows) == 9 * 3
+    assert (rows[0].scene, rows[0].views, rows[0].region) == ("flat/a", "0001+0000+0002", "all")
+    assert rows[0].row.valid == rows[0].row.compared == 21 * 32
+    assert set(METRICS) == set(rows[0].row.values)
+
+
+def test_caps_are_stated_and_obeyed(place):
+    summary = score(place, twice, depth_max=3.0, depth_min=0.5)
+    assert summary["caps"] == {"depth_min": 0.5, "depth_max": 3.0}
+    rows = read_rows(place / "scores/twice/rooms_gap1.csv")
+    expected = [(d > 0) & (d <= 3) for seed in range(3) for d in truth_of(seed)[1:4]]
+    assert [r.row.valid for r in rows[::3]] == [int(inside.sum()) for inside in expected]
+
+
+def test_samples_without_truth_are_dropped_with_a_reason_and_never_nan(place):
+    summary = score(place, twice, depth_max=2.3)  # the box of the third scene is farther
+    dropped = summary["dropped"]
+    assert {row["scene"] for row in dropped} == {"flat/c"}
+    assert dropped[0]["reason"] == "no truth between 0 and 2.3 m inside the mask"
+    assert "nan" not in (place / "scores/twice/rooms_gap1.csv").read_text().lower()
+    assert means(summary)["abs_rel"] == pytest.approx(1)
+
+
+def test_abstaining_counts_in_coverage_only(place):
+    values = means(score(place, left_half, method="half"))
+    assert values["coverage"] == pytest.approx(0.5)
+    assert values["abs_rel"] == pytest.approx(0)
+
+
+def test_the_common_region_compares_on_the_pixels_of_the_reference(place):
+    def wrong_on_the_right(truth, row):
+        depth = np.where(truth > 0, truth, 1)
+        depth[:, SIZE[1] // 2 :] *= 3
+        return depth
+
+    score(place, left_half, method="half", common="half")
+    summary = score(place, wrong_on_the_right, method="dense", common="half")
+    assert summary["common_with"] == "half"
+    assert means(summary)["abs_rel"] == pytest.approx(1)
+    assert means(summary, region="common")["abs_rel"] == pytest.approx(0)
+    assert means(summary, region="common")["coverage"] == 1
+    own = read_summary(place / "scores/half")["suites"]["rooms_gap1"]
+    assert means(own, region="common")["coverage"] == 1 and means(own)["coverage"] == 0.5
+
+
+def test_scenes_weigh_the_same_whatever_their_length():
+    def scored(sample, scene, value):
+        return Scored(sample, scene, "", "all", "none", Row({"abs_rel": value}, 1, 1))
+
+    rows = [scored(0, "long", 0.1), scored(1, "long", 0.2), scored(2, "long", 0.3), scored(3, "short", 0.6)]
+    by_scene = scene_means(rows)["all", "none"]
+    assert by_scene == {"long": {"abs_rel": pytest.approx(0.2)}, "short": {"abs_rel": 0.6}}
+
+
+def test_the_interval_is_that_of_the_mean_of_scenes():
+    values = np.random.default_rng(3).normal(0.5, 0.1, 100)
+    got = interval(values, bootstrap=4000)
+    assert got.mean == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 10
+    assert (got.low, got.high) == (pytest.approx(got.mean - half, abs=3e-3), pytest.approx(got.mean + half, abs=3e-3))
+    assert interval(values) == interval(values)
+    assert interval(values, seed=1) != interval(values)
+
+
+def test_one_scene_has_no_interval():
+    assert interval(np.array([0.25])).low is None and interval(np.array([0.25])).mean == 0.25
+
+
+def test_paired_differences_ignore_what_scenes_have_in_common():
+    hard = np.random.default_rng(0).uniform(0.1, 0.9, 40)
+    first = {str(i): {"abs_rel": float(value)} for i, value in enumerate(hard)}
+    second = {str(i): {"abs_rel": float(value) + 0.01} for i, value in enumerate(hard)}
+    got = paired(first, second | {"more": {"abs_rel": 9.0}}, "abs_rel")
+    assert (got.mean, got.low, got.high) == pytest.approx((-0.01, -0.01, -0.01))
+    with pytest.raises(DataError, match="share no scene with a value of rmse"):
+        paired(first, second, "rmse")
+
+
+def test_confidence_that_knows_the_error_has_no_area(place):
+    def knows(truth, row):
+        noise = np.random.default_rng(row).uniform(0, 0.5, truth.shape).astype(np.float32)
+        depth = np.where(truth > 0, truth * (1 + noise), 1)
+        return depth, 1 - noise
+
+    def knows_nothing(truth, row):
+        return knows(truth, row)[0], np.full(truth.shape, 0.5)
+
+    sure = means(score(place, knows, method="knows"))["ause"]
+    flat = means(score(place, knows_nothing, method="flat"))["ause"]
+    assert sure == pytest.approx(0, abs=1e-3) and flat > 0.3
+    curve = read_curve(place / "scores/flat/rooms_gap1_sparsification.csv")
+    assert curve[:, 1] == pytest.approx(np.ones(len(curve)))
+    assert flat == pytest.approx(np.mean(curve[:, 1] - curve[:, 2]), abs=1e-6)
+
+
+def test_without_confidence_there_is_no_uncertainty(place):
+    assert "ause" not in means(score(place, twice))
+    assert not (place / "scores/twice/rooms_gap1_sparsification.csv").exists()
+
+
+def test_the_same_scores_are_written_again(place):
+    score(place, twice)
+    before = {path.name: path.read_bytes() for path in (place / "scores/twice").iterdir()}
+    suite = {"rooms_gap1": a_suite("rooms")}
+    folders = {"predictions": place / "predictions/twice", "scenes": place / "scenes", "out": place / "scores/twice"}
+    evaluate("twice", suites=suite, bootstrap=100, **folders)
+    assert before == {path.name: path.read_bytes() for path in (place / "scores/twice").iterdir()}
+
+
+def test_metrics_are_assembled_for_the_headline(place):
+    score(place, twice)
+    score(place, left_half, method="half")
+    metrics = assemble_metrics(place / "scores", ["twice", "half"])
+    assert tuple(metrics["rooms_gap1"]["twice"]) == METRICS
+    assert headline(metrics) == {"rooms_gap1": {"twice": pytest.approx(1), "half": pytest.approx(0)}}
+    assert read_scene_means(place / "scores/half/rooms_gap1_scenes.csv")["flat/b"]["coverage"] == 0.5
+
+
+def test_a_method_that_never_speaks_is_left_out_of_the_headline(place):
+    score(place, lambda truth, row: np.zeros_like(truth), method="mute")
+    metrics = assemble_metrics(place / "scores", ["mute"])
+    assert metrics == {"rooms_gap1": {"mute": {"coverage": 0}}}
+    assert headline(metrics) == {"rooms_gap1": {}}
+
+
+def test_predictions_of_another_suite_are_refused(place):
+    score(place, twice)
+    with pytest.raises(DataError, match="twice/rooms_gap1 was predicted for another definition of this suite"):
+        evaluate(
+            "twice",
+            predictions=place / "predictions/twice",
+            suites={"rooms_gap1": a_suite("rooms", max_samples=4)},
+            scenes=place / "scenes",
+            out=place / "scores/twice",
+        )
+
+
+def test_a_damaged_prediction_names_its_sample_and_leaves_older_scores(place):
+    score(place, twice)
+    depth = np.lib.format.open_memmap(place / "predictions/twice/rooms_gap1/depth.npy", mode="r+")
+    depth[4, 0, 5, 5] = np.nan
+    depth.flush()
+    with pytest.raises(DataError, match=r"twice rooms_gap1 flat/b/0002\+0001\+0003: prediction has values between nan"):
+        evaluate(
+            "twice",
+            predictions=place / "predictions/twice",
+            suites={"rooms_gap1": a_suite("rooms")},
+            scenes=place / "scenes",
+            out=place / "scores/twice",
+        )
+    assert json.loads((place / "scores/twice/summary.json").read_text())["method"] == "twice"
+
+
+def test_missing_scores_say_what_to_run(tmp_path):
+    with pytest.raises(DataError, match=r"summary.json: no such file. Evaluate the method first"):
+        assemble_metrics(tmp_path, ["deltaz"])
+
+
+def test_evaluation_starts_without_torch_or_pandas():
+    code = "import sys, plumbline.evaluation; print([m for m in ('torch', 'pandas', 'matplotlib', 'mlflow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
