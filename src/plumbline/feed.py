@@ -1,0 +1,117 @@
+"""Samples of canonical scenes as batches: what training and prediction read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from plumbline.data.samples import gather
+from plumbline.errors import DataError
+from plumbline.records import EncodedImages, Sample, Scene
+from plumbline.systems.records import Batch, to_batch
+
+_PROBES = 256
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """Numbered samples that can be loaded by number."""
+
+    @property
+    def scenes_of(self) -> Sequence[str]:
+        """The scene of each sample."""
+
+    @property
+    def identity(self) -> str:
+        """A hash that changes with the samples and the data."""
+
+    def load(self, indices: Sequence[int]) -> Batch:
+        """These samples, on the CPU."""
+
+
+@dataclass(frozen=True)
+class SampleFeed:
+    """Samples of memory-mapped scenes, with another method's depth where there is one.
+
+    `initial_depth` (n, p, h, w), metres, and `initial_confidence` have one row for each sample, in the samples' order;
+    they stay on disk, as the scenes do, until a batch needs them. `constant_depth` is the training split's median depth.
+    """
+
+    scenes: Mapping[str, Scene]
+    samples: Sequence[Sample]
+    initial_depth: np.ndarray | None = None
+    initial_confidence: np.ndarray | None = None
+    constant_depth: float | None = None
+    predict_views: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("initial_depth", "initial_confidence"):
+            _check_rows(name, getattr(self, name), self)
+
+    @cached_property
+    def scenes_of(self) -> Sequence[str]:
+        """The scene of each sample."""
+        return [sample.scene for sample in self.samples]
+
+    def load(self, indices: Sequence[int]) -> Batch:
+        """The samples `indices` on the CPU, images still 8-bit until the one conversion at the end."""
+        arrays = gather(self.scenes, [self.samples[i] for i in indices])
+        rows = np.asarray(indices, dtype=np.intp)
+        arrays = replace(
+            arrays,
+            initial_depth=_rows(self.initial_depth, rows),
+            initial_confidence=_rows(self.initial_confidence, rows),
+        )
+        batch = to_batch(arrays, predict_views=self.predict_views)
+        if self.constant_depth is None:
+            return batch
+        return replace(batch, constant_depth=torch.full((len(rows),), self.constant_depth))
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over the samples, the cameras and a fixed choice of pixels of every array (reading all would cost)."""
+        digest = hashlib.sha256(json.dumps([(s.scene, s.views) for s in self.samples]).encode())
+        digest.update(repr((self.constant_depth, self.predict_views)).encode())
+        for name in sorted(set(self.scenes_of)):
+            scene = self.scenes[name]
+            digest.update(json.dumps([scene.name, scene.view_names, scene.depth_range]).encode())
+            images = scene.images.data if isinstance(scene.images, EncodedImages) else scene.images
+            digest.update(_probe((scene.K, scene.world_T_cam, images, scene.depth, scene.mask)))
+        digest.update(_probe((self.initial_depth, self.initial_confidence)))
+        return digest.hexdigest()
+
+
+def _rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    return None if array is None else np.ascontiguousarray(array[rows])
+
+
+def _probe(arrays: Iterable[np.ndarray | None]) -> bytes:
+    """Shapes and about `_PROBES` values of each array, small arrays (cameras) whole."""
+    parts: list[bytes] = []
+    for array in arrays:
+        if array is None:
+            parts.append(b"none")
+            continue
+        step = max(1, array.size // _PROBES) if array.size > 100 * _PROBES else 1
+        parts += [
+            repr((array.shape, array.dtype.str)).encode(),
+            np.ascontiguousarray(array.reshape(-1)[::step]).tobytes(),
+        ]
+    return b"".join(parts)
+
+
+def _check_rows(name: str, array: np.ndarray | None, feed: SampleFeed) -> None:
+    if array is None or not feed.samples:
+        return
+    size = feed.scenes[feed.samples[0].scene].images.shape[1:3]
+    expected = (len(feed.samples), *size)
+    if array.ndim != 4 or (array.shape[0], *array.shape[2:]) != expected:
+        raise DataError(
+            f"{name} has shape {array.shape}; expected ({expected[0]}, p, {size[0]}, {size[1]}), a row for each sample. "
+            "It was predicted for other samples or another size: predict it again."
+        )

@@ -1,0 +1,302 @@
+"""The training loop: exact resume, accumulation, validation, step sizes, batches, and what it says when it stops."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from plumbline import checkpoint
+from plumbline.errors import ConfigError, DataError
+from plumbline.files import read_json
+from plumbline.training import NonFiniteError, Plan, Schedule, TrainConfig, fit, step_size
+from tiny_training import NoisySystem, TinyFeed, TinySystem
+
+FAST = TrainConfig(steps=7, batch_size=4, val_every=3, checkpoint_every=2, log_every=2, device="cpu")
+VAL = TinyFeed(scenes=1, seed=9)
+
+
+class HaltError(Exception):
+    pass
+
+
+class HaltingFeed:
+    """A feed whose process dies at the n-th load."""
+
+    def __init__(self, feed, loads):
+        self.feed, self.left = feed, loads
+
+    scenes_of = property(lambda self: self.feed.scenes_of)
+    identity = property(lambda self: self.feed.identity)
+
+    def load(self, indices):
+        self.left -= 1
+        if self.left < 0:
+            raise HaltError
+        return self.feed.load(indices)
+
+
+class SignallingFeed(HaltingFeed):
+    """A feed at whose n-th load the process is asked to stop."""
+
+    signum = signal.SIGTERM
+
+    def load(self, indices):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.signum)
+        return self.feed.load(indices)
+
+
+def run(tmp_path, feed=None, *, system=None, config=FAST, val=VAL, **options):
+    torch.manual_seed(0)
+    system = (system or NoisySystem)()
+    settings = {"name": "tiny", "lr": 1e-2, "seed": 3, "params": {"width": 4}} | options
+    summary = fit(
+        system, feed or TinyFeed(), val, config, out=tmp_path / "out", scratch=tmp_path / "scratch", **settings
+    )
+    return system, summary
+
+
+def weights(tmp_path):
+    return (tmp_path / "out/model.pt").read_bytes()
+
+
+def curve(tmp_path, without=("seconds",)):
+    with (tmp_path / "out/curve.csv").open() as stream:
+        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(stream)]
+
+
+def same_run(first, second):
+    return weights(first) == weights(second) and curve(first) == curve(second)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    system, summary = run(folder)
+    return folder, system, summary
+
+
+def test_writes_weights_curve_and_summary_once(straight):
+    folder, _, summary = straight
+    assert sorted(p.name for p in (folder / "out").iterdir()) == ["curve.csv", "model.pt", "summary.json"]
+    assert read_json(folder / "out/summary.json") == summary
+    assert not (folder / "scratch").exists()
+    assert (summary["steps"] == 7 and summary["best"] == summary["validation"]["abs_rel"]) or summary["best_step"] < 7
+
+
+def test_curve_has_every_component_and_validation(straight):
+    rows = curve(straight[0])
+    assert [int(row["step"]) for row in rows] == [2, 3, 4, 6, 7]
+    expected = ["step", "lr", "train/depth", "train/size", "train/loss", "train/grad_norm"]
+    assert list(rows[0]) == [*expected, "val/depth", "val/size", "val/loss", "val/abs_rel", "val/coverage"]
+    assert [bool(row["val/abs_rel"]) for row in rows] == [False, True, False, True, True]
+
+
+def test_same_run_twice_gives_the_same_bytes(straight, tmp_path):
+    run(tmp_path)
+    assert same_run(straight[0], tmp_path)
+
+
+@pytest.mark.parametrize("loads", [1, 3, 5, 6])
+def test_killed_at_any_step_and_resumed_equals_uninterrupted(straight, tmp_path, loads):
+    with pytest.raises(HaltError):
+        run(tmp_path, HaltingFeed(TinyFeed(), loads))
+    run(tmp_path)
+    assert same_run(straight[0], tmp_path)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_exits_nonzero_and_resumes_exactly(straight, tmp_path, capsys, signum):
+    feed = SignallingFeed(TinyFeed(), 3)
+    feed.signum = signum
+    before = signal.getsignal(signum)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, feed)
+    assert stopped.value.code == 128 + signum
+    assert signal.getsignal(signum) is before
+    said = capsys.readouterr().err
+    assert f"stopped by {signal.Signals(signum).name} after step 3 of 7" in said
+    assert "Run the same command again to go on" in said
+    assert not (tmp_path / "out").exists()
+    run(tmp_path)
+    assert "going on from step 3" in capsys.readouterr().err
+    assert same_run(straight[0], tmp_path)
+
+
+def test_a_finished_run_whose_folder_was_not_written_is_only_published(straight, tmp_path, monkeypatch):
+    def crash(*_):
+        raise HaltError
+
+    with monkeypatch.context() as patch, pytest.raises(HaltError):
+        patch.setattr("plumbline.training.publish", crash)
+        run(tmp_path)
+    run(tmp_path, HaltingFeed(TinyFeed(), 0))
+    assert same_run(straight[0], tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 4}, {"params": {"width": 5}}, {"identity": {"data": "x"}}])
+def test_resume_with_other_parameters_is_refused(tmp_path, change):
+    with pytest.raises(HaltError):
+        run(tmp_path, HaltingFeed(TinyFeed(), 3))
+    with pytest.raises(ConfigError, match=r"of a run with fingerprint .* Undo the change, or delete"):
+        run(tmp_path, **change)
+
+
+def test_resume_with_other_data_config_or_code_is_refused(tmp_path):
+    with pytest.raises(HaltError):
+        run(tmp_path, HaltingFeed(TinyFeed(), 3))
+    for change in ({"feed": TinyFeed(seed=1)}, {"config": FAST.model_copy(update={"weight_decay": 0.0})}):
+        with pytest.raises(ConfigError, match="fingerprint"):
+            run(tmp_path, **change)
+
+
+def test_how_often_it_saves_does_not_make_it_another_run(straight, tmp_path):
+    with pytest.raises(HaltError):
+        run(tmp_path, HaltingFeed(TinyFeed(), 3))
+    run(tmp_path, config=FAST.model_copy(update={"checkpoint_every": 5}))
+    assert same_run(straight[0], tmp_path)
+
+
+def test_accumulation_equals_the_big_batch(tmp_path):
+    results = []
+    for accumulate in (1, 4):
+        folder = tmp_path / str(accumulate)
+        run(folder, system=TinySystem, config=FAST.model_copy(update={"accumulate": accumulate}))
+        results.append((checkpoint.load(folder / "out/model.pt")["model"], curve(folder)))
+    for name, value in results[0][0].items():
+        torch.testing.assert_close(results[1][0][name], value, rtol=1e-4, atol=1e-6)
+    losses = [[float(row["train/loss"]) for row in rows] for _, rows in results]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_validation_never_changes_the_network(tmp_path):
+    rarely = FAST.model_copy(update={"val_every": 7, "log_every": 1})
+    often = FAST.model_copy(update={"val_every": 1, "log_every": 1})
+    run(tmp_path / "rarely", config=rarely, system=TinySystem)
+    run(tmp_path / "often", config=often, system=TinySystem)
+    train = [
+        [{k: v for k, v in row.items() if "val" not in k} for row in curve(tmp_path / f)] for f in ("rarely", "often")
+    ]
+    assert train[0] == train[1]
+
+
+def test_training_lowers_the_error_and_keeps_the_best_weights(tmp_path):
+    config = FAST.model_copy(update={"steps": 60, "val_every": 5, "schedule": Schedule(kind="constant")})
+    _, summary = run(tmp_path, system=TinySystem, config=config)
+    errors = {int(row["step"]): float(row["val/abs_rel"]) for row in curve(tmp_path) if row["val/abs_rel"]}
+    assert min(errors.values()) < 0.8 * errors[5]
+    assert summary["best_step"] == min(errors, key=errors.get)
+    assert checkpoint.load(tmp_path / "out/model.pt")["step"] == summary["best_step"]
+
+
+def test_without_validation_the_last_weights_are_kept(tmp_path):
+    system, summary = run(tmp_path, val=None)
+    fresh = NoisySystem()
+    facts = checkpoint.load_weights(tmp_path / "out/model.pt", fresh)
+    assert facts == {"system": "tiny", "params": {"width": 4}, "step": 7}
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), system.parameters(), strict=True))
+    assert summary["best"] is None and "val/abs_rel" not in curve(tmp_path)[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path):
+    with pytest.raises(
+        NonFiniteError, match=r"scene scene1, samples .*7.*loss component 'depth' is nan, 'size' is nan"
+    ):
+        run(tmp_path, TinyFeed(broken=7))
+    (path,) = (tmp_path / "scratch").glob("nonfinite-*.pt")
+    saved = torch.load(path, weights_only=True)
+    bad = saved["indices"].index(7)
+    assert [bool(v) for v in saved["batch"]["initial_depth"].isnan().flatten(1).any(1)] == [
+        i == bad for i in range(len(saved["indices"]))
+    ]
+    assert all(bool(torch.isfinite(value).all()) for value in saved["model"].values())
+
+
+def test_a_gradient_that_is_not_finite_names_the_parameter(tmp_path):
+    class Infinite(TinySystem):
+        def loss(self, prediction, batch):
+            losses = super().loss(prediction, batch)
+            hidden = (self.last.bias * 0).abs().sqrt().sum()  # value 0, gradient not a number
+            return losses | {"total": losses["total"] + hidden}
+
+    with pytest.raises(NonFiniteError, match=r"not the gradient of last\.bias"):
+        run(tmp_path, system=Infinite)
+
+
+def test_two_runs_at_once_are_refused(tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    monkeypatch.setattr("plumbline.training.PATIENCE_S", 0.01)
+    with (
+        FileLock(tmp_path / "scratch.lock"),
+        pytest.raises(ConfigError, match="another process is training this very run"),
+    ):
+        run(tmp_path)
+
+
+def test_messages_for_parameters_that_do_not_fit(tmp_path):
+    with pytest.raises(ConfigError, match="batch_size 4 is no multiple of 1 processes x accumulate 3 = 3"):
+        run(tmp_path, config=FAST.model_copy(update={"accumulate": 3}))
+    with pytest.raises(ConfigError, match=r"eta_min 1e-06 is above the step size lr \* lr_scale = 1e-07"):
+        run(tmp_path, lr=1e-7)
+    with pytest.raises(DataError, match="the suite has no samples"):
+        run(tmp_path, TinyFeed(scenes=0))
+
+
+def test_batches_are_of_one_scene_and_cover_every_sample_each_epoch():
+    scenes = ["a"] * 5 + ["b"] * 9 + ["c"]
+    plan = Plan(scenes, batch_size=4, seed=1)
+    assert plan.batches == 2 + 3 + 1
+    epochs = [np.stack([plan.batch(e * plan.batches + i) for i in range(plan.batches)]) for e in range(2)]
+    for epoch in epochs:
+        assert epoch.shape == (6, 4)
+        assert all(len({scenes[i] for i in row}) == 1 for row in epoch)
+        assert set(epoch.ravel()) == set(range(15))
+    assert not np.array_equal(*epochs)
+    again = Plan(scenes, batch_size=4, seed=1)
+    np.testing.assert_array_equal(again.batch(8), epochs[1][2])
+    assert not np.array_equal(Plan(scenes, batch_size=4, seed=2).batch(8), epochs[1][2])
+
+
+def test_step_sizes_equal_those_of_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    lr_scheduler = torch.optim.lr_scheduler
+
+    def sizes(make, steps):
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+        schedule, found = make(optimizer), []
+        for _ in range(steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    def ours(steps, **schedule):
+        return [step_size(s, peak=0.1, steps=steps, schedule=Schedule(**schedule)) for s in range(steps)]
+
+    restarts = sizes(lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 5, 2, eta_min=1e-3), 30)
+    np.testing.assert_allclose(ours(30, kind="cosine_restarts", t0=5, t_mult=2, eta_min=1e-3), restarts, rtol=1e-6)
+    cycle = sizes(lambda o: lr_scheduler.OneCycleLR(o, 0.1, 30, pct_start=0.2, cycle_momentum=False), 29)
+    np.testing.assert_allclose(ours(30, kind="onecycle", pct_start=0.2)[:29], cycle, rtol=1e-6)
+    warm = sizes(lambda o: lr_scheduler.LinearLR(o, 1 / 5, total_iters=4), 10)
+    np.testing.assert_allclose(ours(10, kind="constant", warm_up=4), warm, rtol=1e-6)
+
+
+def test_training_neither_imports_mlflow_nor_data_frames():
+    code = "import sys, plumbline.training; print([m for m in ('mlflow', 'pandas', 'matplotlib') if m in sys.modules])"
+    root = Path(__file__).parents[1] / "src"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    assert done.stdout.strip() == "[]"
