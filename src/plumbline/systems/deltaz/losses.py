@@ -15,7 +15,7 @@ Mask = Bool[Tensor, "b p h w"]
 Scalar = Float[Tensor, ""]
 
 EDGE_SHARPNESS = 10.0
-OCCLUSION_THRESHOLD = 0.1
+OCCLUSION_THRESHOLD = 0.05
 CONFIDENCE_RATE = 0.05
 ALL_FOUR_VALID = 0.999
 
