@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import types
 import zipfile
 from collections import Counter, namedtuple
 from collections.abc import Iterator
@@ -24,11 +25,12 @@ import numpy as np
 import pydantic
 import pytest
 
+import plumbline.data
 from plumbline.data import archives, download, manifest, progress
 from plumbline.data.listings import Entry, parse_listing
-from plumbline.data.sources import Archive, Folder, Source, Terms, Tree, matches, may_contain, work_folder
+from plumbline.data.sources import Archive, Folder, Source, Synthetic, Terms, Tree, matches, may_contain, work_folder
 from plumbline.data.transfer import Client, Policy
-from plumbline.errors import DataError
+from plumbline.errors import ConfigError, DataError
 
 CLIENT = Client(Policy(attempts=3, first_wait=0.0, longest_wait=0.0, connect_timeout=5.0, read_timeout=5.0))
 BLOB = np.random.default_rng(0).bytes(3_000_000)
@@ -712,6 +714,55 @@ def test_terms_say_what_to_do(tmp_path: Path) -> None:
     assert "Sign the form and run its script." in str(caught.value)
     assert "datasets.scannet.source to {kind: folder, path: <your copy>}" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+# Generated files
+
+
+class Settings(pydantic.BaseModel, extra="forbid"):
+    scenes: int = 2
+
+
+@pytest.fixture
+def generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A generator whose code is a file that a test can edit and whose runs are counted."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "__init__.py").write_text("")
+    runs: list[int] = []
+
+    def generate(config: Settings, out: Path) -> None:
+        runs.append(config.scenes)
+        for index in range(config.scenes):
+            (out / f"{index}.txt").write_text("scene")
+
+    module = types.SimpleNamespace(
+        Config=Settings, generate=generate, runs=runs, __file__=str(tmp_path / "code" / "__init__.py")
+    )
+    monkeypatch.setattr(plumbline.data, "synthetic", module, raising=False)
+    return module
+
+
+def test_generated_files_are_made_once_per_settings_and_code(tmp_path: Path, generator: types.SimpleNamespace) -> None:
+    source = Synthetic(kind="synthetic")
+    first = fetch(source, tmp_path / "raw")
+    assert [file.path for file in first.files] == ["0.txt", "1.txt"]
+    assert fetch(source, tmp_path / "raw") == first
+    assert generator.runs == [2]
+    three = Synthetic(kind="synthetic", settings={"scenes": 3})
+    assert len(fetch(three, tmp_path / "raw").files) == 3
+    assert fetch(source, tmp_path / "raw") == first
+    assert generator.runs == [2, 3]
+    Path(generator.__file__).write_text("# edited")
+    fetch(source, tmp_path / "raw")
+    (download.raw_folder("box", source, root=tmp_path / "raw") / "0.txt").unlink()
+    assert fetch(source, tmp_path / "raw") == first
+    assert generator.runs == [2, 3, 2, 2]
+
+
+def test_wrong_generator_setting_names_its_key(tmp_path: Path, generator: types.SimpleNamespace) -> None:
+    with pytest.raises(ConfigError, match=r"datasets.box.source.settings in params.yaml: scens: Extra inputs"):
+        fetch(Synthetic(kind="synthetic", settings={"scens": 3}), tmp_path / "raw")
+    assert generator.runs == []
 
 
 # Manifests

@@ -116,8 +116,9 @@ def _state(dataset: str, source: Source) -> dict[str, Any]:
         return identity(source)
     from plumbline.data import synthetic
 
-    config = _generator_config(dataset, source)
-    return {"settings": config.model_dump(mode="json"), "generator": sha256_file(Path(synthetic.__file__))}
+    settings = _generator_config(dataset, source).model_dump(mode="json")
+    code = sorted(Path(synthetic.__file__).parent.rglob("*.py"))
+    return {"settings": settings, "generator": [sha256_file(path) for path in code]}
 
 
 def _generator_config(dataset: str, source: Synthetic) -> Any:
