@@ -130,6 +130,11 @@ def load_params(path: Path = PARAMS) -> dict[str, Any]:
     return params
 
 
+def parse_value(text: str) -> Any:
+    """One value written as in params.yaml, such as `1e-4`, `[1, 2]` or `true`."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
+
+
 def value(params: Mapping[str, Any], key: str) -> Any:
     """The value at the dotted `key`; ConfigError that suggests the nearest name when it is absent."""
     node: Any = params

@@ -47,8 +47,8 @@ def parse_dataset(
 ) -> list[str]:
     """Write every scene of a data set below `out` and return their names.
 
-    Scenes are written by a pool of processes into a scratch folder whose name is a hash of the configuration, the raw
-    files (`identity`), the readers' code and the format version, so that a run that was cut short goes on where it stopped; `out` appears
+    Scenes are written by a pool of processes into a scratch folder named by a hash of the configuration, the raw files
+    (`identity`), the readers' code and the format version: a run that was cut short goes on where it stopped, and `out` appears
     whole. DataError names every scene that is broken and says how to leave it out.
     """
     module, options = reader(config, dataset)

@@ -1,0 +1,156 @@
+"""The graph on other inputs, in a clone of its own, and the question whether committed results are up to date."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plumbline.config import load_params, value
+from plumbline.errors import ConfigError, PlumblineError
+from plumbline.files import atomic_path
+
+_SCENE_FILES = re.compile(r"^data/(scenes|checks)/(\w+)$")
+_ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
+
+
+def run_params(params: Path, *, name: str, root: Path) -> int:
+    """Run the graph with `params` in `.runs/<name>`; copy its report to reports/<name>.html and .json. Returns the status.
+
+    The clone shares the DVC cache, so that what was computed before is not computed again, and takes the work tree as it
+    is, uncommitted changes included. A kept clone goes on where it stopped.
+    """
+    complete = merged(load_params(root / "params.yaml"), expanded(load_params(params)))
+    clone = root / ".runs" / name
+    _clone(root, clone)
+    _write_yaml(clone / "params.yaml", complete)
+    graph = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    datasets = value(load_params(root / "params.yaml"), "graph.datasets")
+    _write_yaml(clone / "dvc.yaml", with_datasets(graph, datasets, value(complete, "graph.datasets")))
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"], cwd=clone, env=_environment(clone), check=False
+    ).returncode
+    if status == 0:
+        _copy(clone / "reports/report.html", root / "reports" / f"{name}.html")
+        _copy(clone / "reports/metrics.json", root / "reports" / f"{name}.json")
+        _show_results(clone, root / "reports" / f"{name}.html")
+    return status
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, key by key. A key of `over` that ends in "!" replaces its whole section."""
+    result = dict(base)
+    for key, new in over.items():
+        old = result.get(key)
+        if key.endswith("!"):
+            result[key[:-1]] = new
+        else:
+            result[key] = merged(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+    return result
+
+
+def expanded(node: Any) -> Any:
+    """`node` with ${VARIABLE} in its texts replaced from the environment; ConfigError when a variable is not set."""
+    if isinstance(node, Mapping):
+        return {key: expanded(child) for key, child in node.items()}
+    if isinstance(node, list):
+        return [expanded(child) for child in node]
+    return _ENVIRONMENT.sub(_variable, node) if isinstance(node, str) else node
+
+
+def _variable(match: re.Match[str]) -> str:
+    if match[1] not in os.environ:
+        raise ConfigError(f"the environment variable {match[1]}, which the params file uses, is not set.")
+    return os.environ[match[1]]
+
+
+def with_datasets(graph: Mapping[str, Any], old: Sequence[str], new: Sequence[str]) -> dict[str, Any]:
+    """dvc.yaml's content with the scenes and checks of the data sets `old`, listed as deps, replaced by those of `new`."""
+    stages = {}
+    for name, stage in graph["stages"].items():
+        body = stage.get("do", stage)
+        deps = _with_datasets(body.get("deps", []), old, new)
+        changed = {**body, "deps": deps}
+        stages[name] = {**stage, "do": changed} if "do" in stage else {**stage, "deps": deps}
+    return {**graph, "stages": stages}
+
+
+def _with_datasets(deps: Sequence[str], old: Sequence[str], new: Sequence[str]) -> list[str]:
+    result: list[str] = []
+    for dep in deps:
+        match = _SCENE_FILES.match(dep)
+        swapped = [f"data/{match[1]}/{name}" for name in new] if match and match[2] in old else [dep]
+        result += [item for item in swapped if item not in result]
+    return result
+
+
+def _clone(root: Path, clone: Path) -> None:
+    if not (clone / ".git").exists():
+        clone.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(clone, ignore_errors=True)
+        _git(root, "clone", "--quiet", "--no-hardlinks", str(root), str(clone))
+    else:
+        _git(clone, "fetch", "--quiet", str(root), "HEAD")
+        _git(clone, "reset", "--quiet", "--hard", "FETCH_HEAD")
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for path in filter(None, listed):
+        if (root / path).is_file():
+            (clone / path).parent.mkdir(parents=True, exist_ok=True)
+            _copy(root / path, clone / path)
+        else:
+            (clone / path).unlink(missing_ok=True)
+    local = f"[cache]\n    dir = {root / '.dvc/cache'}\n"
+    (clone / ".dvc/config.local").write_text(local, encoding="utf-8")
+
+
+def _environment(clone: Path) -> dict[str, str]:
+    drop = {"DVC_ROOT", "DVC_STAGE", "PYTHONPATH"}
+    kept = {key: text for key, text in os.environ.items() if key not in drop}
+    return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
+def _copy(source: Path, target: Path) -> None:
+    # Files as they are where nothing changed: DVC then need not hash them again.
+    if target.is_file() and target.read_bytes() == source.read_bytes():
+        return
+    with atomic_path(target) as temporary:
+        shutil.copy2(source, temporary)
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PlumblineError(f"git {arguments[0]} failed in {folder}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _show_results(clone: Path, report: Path) -> None:
+    from plumbline.files import read_json
+    from plumbline.report import print_results
+
+    print_results(read_json(clone / "reports/metrics.json"), report=report)
+
+
+def stale_stages(root: Path) -> list[str]:
+    """Names of the stages that `dvc repro` would run in `root`, without needing their data; [] when all is up to date.
+
+    The text is what counts: the exit status of `dvc repro --dry` is 0 either way.
+    """
+    command = [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    names = re.findall(r"Running stage '([^']+)'", done.stdout)
+    if not names and "up to date" not in done.stdout:
+        raise PlumblineError(
+            f"dvc could not tell whether the results are up to date: {(done.stderr or done.stdout).strip()}"
+        )
+    return names
