@@ -13,21 +13,21 @@ from plumbline.systems.deltaz.losses import multiview_consistency
 from plumbline.systems.records import Batch, to_batch
 
 CAPTURES = {
-    "seven_scenes": (rgbd, rgbd.Options(colour_focal=528.0, stride=10)),
-    "rgbd_objects": (rgbd, rgbd.Options(stride=4)),
-    "sun3d_tum_cabinet": (sun3d, sun3d.Options(stride=4)),
+    "seven_scenes": (rgbd, rgbd.Options(colour_focal=528.0, stride=4)),
+    "rgbd_objects": (rgbd, rgbd.Options(stride=2)),
+    "sun3d_tum_cabinet": (sun3d, sun3d.Options()),
 }
 # The Kinect depth and motion-capture poses of the cabinet disagree by 0.9 % in the median between neighbours.
 LIMITS = {"seven_scenes": 0.01, "rgbd_objects": 0.01, "sun3d_tum_cabinet": 0.02}
 
 
 def pairs(capture: str, raw: Path, folder: Path) -> Batch:
-    """Pairs of views of a real capture, 0.05 to 0.15 m apart, with true depth."""
+    """Pairs of views of a real capture, 0.05 to 0.25 m apart, with true depth."""
     reader, options = CAPTURES[capture]
     name = reader.scenes(raw / capture, options)[0]
     views = [fit(view, (120, 160)) for view in reader.views(raw / capture, name, options)]
     write_scene(folder, dataset=capture, name=name, views=views, depth_range=(0.2, 5.0))
-    sources = ByBaseline(kind="baseline", count=1, min_baseline=0.05, max_baseline=0.15)
+    sources = ByBaseline(kind="baseline", count=1, min_baseline=0.05, max_baseline=0.25)
     scenes = {name: read_scene(folder)}
     samples = build(SuiteConfig(dataset=capture, sources=sources, max_samples=12), scenes)
     return to_batch(gather(scenes, samples), predict_views=2)
