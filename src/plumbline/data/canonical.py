@@ -341,7 +341,7 @@ def read_scene(folder: Path) -> Scene:
     )
 
 
-def _pair_tuples(pairs: list[list[list[float]]]) -> Pairs:
+def _pair_tuples(pairs: list[list[list[int | float]]]) -> Pairs:
     return tuple(tuple((int(other), float(score)) for other, score in row) for row in pairs)
 
 
