@@ -295,7 +295,8 @@ def _pose_places(path: Path, count: int, images: Sequence[Path], options: Option
         places = _ids_and_times(images)[0] - 1
         if places.min() < 0 or places.max() >= count:
             raise DataError(
-                f"{path}: {count} poses, but image ids run to {places.max() + 1}; expected a pose for each id from 1."
+                f"{path}: {count} poses, but image ids run from {places.min() + 1} to {places.max() + 1}; expected a pose for "
+                "each id from 1. Fetch the poses again, or set options.pose_index: order."
             )
         return places
     if count != len(images):
