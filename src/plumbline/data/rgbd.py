@@ -47,7 +47,7 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     """Frames whose pose is NaN or infinite (tracking was lost there): left out and counted in the log, or an error."""
     missing_files: MissingFiles = "error"
     """Frames with a file missing: an error, or left out and counted in the log."""
-    max_time_gap_ms: float = Field(default=20, gt=0)
+    max_time_gap_ms: float = Field(default=20.0, gt=0)
     """TUM lists: largest gap between an image and its depth or pose; 20 ms is the benchmark's own limit."""
     association: Literal["time", "index"] = "time"
     quaternion: Literal["qw_last", "qw_first"] = "qw_last"
@@ -67,9 +67,8 @@ def scenes(raw: Path, options: Options) -> list[str]:
                 found.append(place(raw, Path(parent)))
         folders.sort()
     if not found:
-        raise DataError(
-            f"{raw}: no capture below it. Looked for {_LOOKED_FOR}. Check the path, or options.layout ({options.layout})."
-        )
+        wanted = f"no capture of layout {options.layout} below it"
+        raise DataError(f"{raw}: {wanted}. Looked for {_LOOKED_FOR}. Check the path and options.layout.")
     return sorted(found)
 
 

@@ -90,7 +90,7 @@ def seven_scenes(folder: Path, *, raw: Path, missing_files: MissingFiles) -> Cap
     frames = _frame_triples(folder, folder.name, missing_files)
     depth_K = _intrinsics_above(folder, raw)
     known = depth_K is not None and np.array_equal(depth_K, pinhole(_SEVEN_SCENES_DEPTH))
-    return Capture(frames, pinhole(_SEVEN_SCENES_COLOUR) if known else depth_K, depth_K, 1000)
+    return Capture(frames, pinhole(_SEVEN_SCENES_COLOUR) if known else depth_K, depth_K, 1000.0)
 
 
 def scannet(folder: Path, *, missing_files: MissingFiles) -> Capture:
@@ -111,7 +111,7 @@ def scannet(folder: Path, *, missing_files: MissingFiles) -> Capture:
         frames = _png_frames(files, folder.name, missing_files)
     intrinsic = folder / "intrinsic"
     colour_K, depth_K = (read_intrinsics(intrinsic / f"intrinsic_{kind}.txt") for kind in ("color", "depth"))
-    return Capture(frames, colour_K, depth_K, 1000)
+    return Capture(frames, colour_K, depth_K, 1000.0)
 
 
 def scannet_sens(folder: Path) -> Capture:
@@ -164,7 +164,7 @@ def tum(
         for i in np.flatnonzero(near)
     ]
     stated = next((pinhole(camera) for name, camera in _TUM_CAMERAS.items() if name in folder.as_posix()), None)
-    return Capture(frames, stated, stated, 5000)
+    return Capture(frames, stated, stated, 5000.0)
 
 
 def demon(folder: Path, *, missing_files: MissingFiles) -> Capture:
@@ -188,7 +188,7 @@ def demon(folder: Path, *, missing_files: MissingFiles) -> Capture:
         for n in complete
     ]  # fmt: skip
     K = read_intrinsics(folder / "cam.txt")
-    return Capture(frames, K, K, 1, "world-to-camera")
+    return Capture(frames, K, K, 1.0, "world-to-camera")
 
 
 def _png_frame(name: str, colour: Path, depth: Path, world_T_cam: Float64[np.ndarray, "4 4"]) -> Frame:
