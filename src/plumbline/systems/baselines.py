@@ -1,0 +1,49 @@
+"""The two trivial methods every other one is compared with: one depth for a data set, one depth for an image."""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from plumbline.errors import DataError
+from plumbline.systems.records import Batch, Prediction
+
+
+class Constant(nn.Module):
+    """The median depth of the data set's training split, everywhere."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"constant_depth"})
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Depth in metres, (b, p, h, w). DataError when the batch has no positive constant depth for every sample."""
+        if batch.constant_depth is None or not bool((batch.constant_depth > 0).all()):
+            raise DataError(
+                f"constant: expected a positive training-split median for every sample, got {batch.constant_depth}. "
+                "Evaluate on a data set whose training split has depth."
+            )
+        return _planes(batch.constant_depth.to(batch.image.dtype)[:, None].expand(-1, batch.predict_views), batch)
+
+
+class MedianPlane(nn.Module):
+    """The median of each image's own true depth, everywhere: an oracle, and a bound for what a single plane can do."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"depth", "mask"})
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Depth in metres, (b, p, h, w); 0 (it abstains) for a view without any measured depth. DataError without truth."""
+        if batch.depth is None:
+            raise DataError("median_plane: needs true depth; this batch has none. Use scenes with depth.")
+        depth = batch.depth[:, : batch.predict_views]
+        measured = depth > 0 if batch.mask is None else (depth > 0) & batch.mask[:, : batch.predict_views]
+        return _planes(_median(depth, measured), batch)
+
+
+def _median(depth: Float[Tensor, "b p h w"], measured: Tensor) -> Float[Tensor, "b p"]:
+    missing = torch.full_like(depth, torch.nan)
+    return depth.where(measured, missing).flatten(2).nanmedian(dim=2).values.nan_to_num(nan=0.0)
+
+
+def _planes(value: Float[Tensor, "b p"], batch: Batch) -> Prediction:
+    size = batch.image.shape[-2:]
+    return Prediction(depth=value[..., None, None].expand(*value.shape, *size).contiguous())
