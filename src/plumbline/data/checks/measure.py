@@ -134,8 +134,7 @@ def occluded(
     pixel = _nearest(np.where(landing.inside[..., None], landing.uv, 0), size)
     z_front = np.where(landing.inside, _pick(reading.depth, second, pixel), 0).astype(np.float64)
     behind = (z_front > 0) & (landing.z > z_front * (1 + tolerance))
-    front = Reading(reading.texture, reading.depth, reading.K, reading.world_T_cam)
-    back = land(front, second, first, pixel)
+    back = land(reading, second, first, pixel)
     own = _pick(reading.depth, first, _nearest(np.where(back.inside[..., None], back.uv, 0), size))
     met = back.inside & (own > 0) & (np.abs(back.z - own) <= tolerance * own)
     return behind & met

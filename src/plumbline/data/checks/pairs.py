@@ -21,9 +21,10 @@ def choose_pairs(
     """Up to 2 `count` pairs of views (indices, smaller first): half under the poses as read, half under their inverses.
 
     Views are taken evenly over the scene; each is paired with its best listed view, or else the nearest one in order,
-    whose baseline reaches three (every second view: six) times `min_baseline` (metres); failing that `min_baseline`, or
-    `min_angle` (degrees) between the cameras. Pairs turned by more than `max_angle` degrees are left out. Under poses read the wrong way round
-    baselines mean nothing, hence the second half: a scene must not go unjudged because of the misreading sought.
+    whose baseline reaches three (every second view: six) times `min_baseline` (metres); failing that `min_baseline`
+    itself, or `min_angle` (degrees) between the cameras. Views turned by more than `max_angle` degrees are left out.
+    Under poses read the wrong way round baselines mean nothing, hence the second half: a scene must not go unjudged
+    because of the very misreading that is sought.
     """
     found: dict[tuple[int, int], None] = {}
     for poses in (world_T_cam, invert(world_T_cam)):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
-from plumbline.data.checks.measure import Reading, land, relative_errors, sample_pixels
+from plumbline.data.checks.measure import land, occluded, relative_errors, sample_pixels
 from plumbline.data.checks.records import Found, SceneCheck
 from plumbline.data.checks.scene import read_views
 from plumbline.data.checks.verdict import percent
@@ -18,6 +18,8 @@ from plumbline.records import Scene
 _ERROR_SHOWN = 10.0
 _DPI = 75
 _SHOWN_READINGS = 7
+_UNKNOWN = "#d0d7de"
+_HIDDEN = (0.33, 0.6, 0.9, 1.0)
 _COLOURS = {"ok": "#1a7f37", "wrong": "#c62828", "cannot tell": "#9a6700"}
 
 
@@ -32,24 +34,24 @@ def draw_sheet(scene: Scene, check: SceneCheck, path: Path, *, views: int) -> No
 
     shown = _shown(scene, check, views)
     figure = Figure(figsize=(2.05 * max(len(shown), 4) + 1.2, 9.2), dpi=_DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     figure.suptitle(_title(check), fontsize=10, color=_COLOURS[check.verdict], x=0.01, ha="left", wrap=True)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[2.3, 1.0])
-    _draw_views(top, scene, shown)
-    _draw_measures(bottom, scene, check)
-    buffer = io.BytesIO()
-    canvas.draw()
-    _compress(np.asarray(canvas.buffer_rgba())[..., :3], buffer)
+    rows: Any = figure.subfigures(2, 1, height_ratios=[2.3, 1.0])
+    _draw_views(rows[0], scene, shown)
+    _draw_measures(rows[1], scene, check)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+        temporary.write_bytes(_encoded(FigureCanvasAgg(figure)))
 
 
-def _compress(picture: np.ndarray, buffer: io.BytesIO) -> None:
+def _encoded(canvas: Any) -> bytes:
     from PIL import Image
 
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3]
     # A palette of 256 colours: a quarter of the size, no visible difference at this scale.
     image = Image.fromarray(np.ascontiguousarray(picture)).quantize(256, method=Image.Quantize.FASTOCTREE)
+    buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _title(check: SceneCheck) -> str:
@@ -71,10 +73,9 @@ def _shown(scene: Scene, check: SceneCheck, count: int) -> list[tuple[int, int |
 
 
 def _draw_views(figure: Any, scene: Scene, shown: Sequence[tuple[int, int | None]]) -> None:
-    grid = figure.subplots(3, len(shown), squeeze=False)
-    reading = None if scene.depth is None or scene.world_T_cam is None else read_views(scene, [v for v, _ in shown])
-    measured = np.array([1.0]) if scene.depth is None else _measured(scene, shown)
-    low, high = np.percentile(measured, [2, 98]) if measured.size else (0.0, 1.0)
+    # The colour bars have a column of their own, so that the views of all rows stay one below the other.
+    grid = figure.subplots(3, len(shown) + 1, squeeze=False, width_ratios=[1.0] * len(shown) + [0.07])
+    low, high = _depth_limits(scene, shown)
     depth_image = error_image = None
     for column, (view, partner) in enumerate(shown):
         grid[0, column].imshow(np.asarray(scene.images[view]))
@@ -82,25 +83,45 @@ def _draw_views(figure: Any, scene: Scene, shown: Sequence[tuple[int, int | None
         if scene.depth is not None:
             depth = np.asarray(scene.depth[view])
             depth_image = grid[1, column].imshow(np.where(depth > 0, depth, np.nan), "viridis", vmin=low, vmax=high)
-        if reading is not None and partner is not None:
-            error = 100 * error_map(scene, view, partner)
-            error_image = grid[2, column].imshow(error, "inferno", vmin=0, vmax=_ERROR_SHOWN)
-            grid[2, column].set_title(f"into {_short(scene.view_names[partner])}", fontsize=7)
-    for axes in grid.ravel():
+        if partner is not None:
+            error_image = _draw_errors(grid[2, column], scene, view, partner)
+    for axes in grid[:, :-1].ravel():
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_facecolor("#d0d7de")
+        axes.set_facecolor(_UNKNOWN)
     for row, name in enumerate(("image", "depth z", "depth error")):
         grid[row, 0].set_ylabel(name, fontsize=9)
-    _bar(figure, depth_image, grid[1], "depth z (m); grey: not measured")
-    _bar(figure, error_image, grid[2], "error (%); grey: not seen by both")
+    for axes, image, label in zip(
+        grid[:, -1],
+        (None, depth_image, error_image),
+        ("", "depth z (m)\ngrey: not measured", "relative depth error (%)\nblue: hidden there; grey: unseen"),
+    ):
+        _bar(figure, axes, image, label)
 
 
-def _bar(figure: Any, image: Any, row: Any, label: str) -> None:
-    if image is not None:
-        bar = figure.colorbar(image, ax=list(row), shrink=0.95, pad=0.01)
-        bar.set_label(label, fontsize=7)
-        bar.ax.tick_params(labelsize=7)
+def _draw_errors(axes: Any, scene: Scene, view: int, partner: int) -> Any:
+    errors, hidden = error_map(scene, view, partner)
+    image = axes.imshow(100 * np.where(hidden, np.nan, errors), "inferno", vmin=0, vmax=_ERROR_SHOWN)
+    cover = np.zeros((*hidden.shape, 4), np.float32)
+    cover[hidden] = _HIDDEN
+    axes.imshow(cover)
+    axes.set_title(f"into {_short(scene.view_names[partner])}", fontsize=7)
+    return image
+
+
+def _bar(figure: Any, axes: Any, image: Any, label: str) -> None:
+    if image is None:
+        axes.set_axis_off()
+        return
+    bar = figure.colorbar(image, cax=axes)
+    bar.set_label(label, fontsize=7)
+    axes.tick_params(labelsize=7)
+
+
+def _depth_limits(scene: Scene, shown: Sequence[tuple[int, int | None]]) -> tuple[float, float]:
+    measured = np.ones(1) if scene.depth is None else _measured(scene, shown)
+    low, high = np.percentile(measured, [2, 98]) if measured.size else (0.0, 1.0)
+    return float(low), float(high)
 
 
 def _measured(scene: Scene, shown: Sequence[tuple[int, int | None]]) -> np.ndarray:
@@ -112,15 +133,16 @@ def _short(name: str) -> str:
     return name if len(name) <= 18 else f"{name[:17]}…"
 
 
-def error_map(scene: Scene, first: int, second: int) -> Float64[np.ndarray, "h w"]:
-    """Relative depth error of each pixel of one view, moved into another; NaN where it cannot be compared there."""
-    pair: Reading = read_views(scene, [first, second])
+def error_map(scene: Scene, first: int, second: int) -> tuple[Float64[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    """Relative depth error of each pixel of one view, moved into another (NaN: not seen there), and what is hidden there."""
+    pair = read_views(scene, [first, second])
     height, width = pair.depth.shape[1:]
     pixels = sample_pixels((height, width), height * width)[None]
     source, target = np.array([0]), np.array([1])
     landing = land(pair, source, target, pixels)
     errors, compared = relative_errors(pair, target, landing)
-    return np.where(compared, errors, np.nan).reshape(height, width)
+    hidden = occluded(pair, source, target, landing, tolerance=_ERROR_SHOWN / 200)
+    return np.where(compared, errors, np.nan).reshape(height, width), hidden.reshape(height, width)
 
 
 def _draw_measures(figure: Any, scene: Scene, check: SceneCheck) -> None:

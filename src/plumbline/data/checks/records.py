@@ -19,7 +19,7 @@ class CheckConfig(BaseModel):
     reread_pairs: int = Field(
         default=4, ge=1, description="pairs read again from raw files with the reader's alternatives"
     )
-    samples: int = Field(default=2000, ge=100, description="pixels a pair and direction")
+    samples: int = Field(default=800, ge=100, description="pixels a pair and direction")
     min_overlap: float = Field(default=0.1, gt=0, lt=1, description="share of measured pixels both views must see")
     tolerance: float = Field(default=0.05, gt=0, lt=1, description="relative depth error of an inlier")
     remark_error: float = Field(default=0.03, gt=0, description="median relative error from which a remark is made")

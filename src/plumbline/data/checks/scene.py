@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from plumbline.data.checks.hypotheses import NULLS, Hypothesis, hypotheses
 from plumbline.data.checks.measure import Reading, Score, score, texture_of
@@ -117,11 +118,19 @@ def _shifts(scene: Scene, chosen: list[int]) -> list[Hypothesis]:
     for step, where in ((1, "next"), (-1, "previous")):
         index = [min(max(i + step, 0), count - 1) for i in chosen]
         depth = _masked(scene, index)
-        found.append(Hypothesis(f"the depth of the {where} view", lambda r, d=depth: replace(r, depth=d)))
+        found.append(Hypothesis(f"the depth of the {where} view", partial(_with_depth, depth)))
         if scene.world_T_cam is not None:
             poses = np.asarray(scene.world_T_cam[index], np.float64)
-            found.append(Hypothesis(f"the pose of the {where} view", lambda r, p=poses: replace(r, world_T_cam=p)))
+            found.append(Hypothesis(f"the pose of the {where} view", partial(_with_poses, poses)))
     return found
+
+
+def _with_depth(depth: Float32[np.ndarray, "v h w"], reading: Reading) -> Reading:
+    return replace(reading, depth=depth)
+
+
+def _with_poses(world_T_cam: Float64[np.ndarray, "v 4 4"], reading: Reading) -> Reading:
+    return replace(reading, world_T_cam=world_T_cam)
 
 
 def _reread_all(

@@ -1,0 +1,82 @@
+"""Check any raw folder through its reader, without the pipeline."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plumbline.data.canonical import read_scene
+from plumbline.data.checks.dataset import write_check, write_summary
+from plumbline.data.checks.raw import RawData, alternatives, raw_data, rereader, thinned, write_raw_scene
+from plumbline.data.checks.records import CheckConfig, DatasetCheck, SceneCheck
+from plumbline.data.checks.scene import check_scene
+from plumbline.data.checks.verdict import percent
+from plumbline.errors import DataError
+
+_SIZE = (192, 256)
+# Wide enough for a shelf and for a street; params.yaml states what a data set's depth may be, a bare folder does not.
+_DEPTH_RANGE = (0.05, 200.0)
+
+
+def check_folder(
+    format_name: str,
+    path: Path,
+    *,
+    out: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    config: CheckConfig | None = None,
+    depth_range: tuple[float, float] = _DEPTH_RANGE,
+) -> DatasetCheck:
+    """Check every scene of a raw folder (`format_name`: dtu, sun3d or rgbd; `options` of that reader), at 192x256.
+
+    A scene that cannot be read is wrong, with the reader's message; when one of the usual misreadings reads it, that is
+    named too. With `out`, out/<scene>.{json,png,ply} and out/checks.json are written. DataError when there is no scene.
+    """
+    raw = raw_data(format_name, path, options or {}, size=_SIZE)
+    config = config or CheckConfig()
+    found = [_check(raw, name, config, out, depth_range) for name in raw.reader.scenes(raw.path, raw.options)]
+    check = DatasetCheck(dataset=format_name, scenes=tuple(found))
+    if out is not None:
+        write_summary(check, out)
+    return check
+
+
+def _check(
+    raw: RawData, name: str, config: CheckConfig, out: Path | None, depth_range: tuple[float, float]
+) -> SceneCheck:
+    with tempfile.TemporaryDirectory(prefix="plumbline-check-") as scratch:
+        folder = Path(scratch) / "scene"
+        try:
+            few = thinned(raw, name)
+            write_raw_scene(folder, few, name, depth_range=depth_range)
+        except DataError as error:
+            return _unreadable(raw, name, config, depth_range, error)
+        scene = read_scene(folder)
+        check = check_scene(scene, config, reread=rereader(few, name))
+        if out is not None:
+            write_check(scene, check, out, config)
+        return check
+
+
+def _unreadable(
+    raw: RawData, name: str, config: CheckConfig, depth_range: tuple[float, float], error: DataError
+) -> SceneCheck:
+    """A scene the reader refuses: wrong, with its message and the first of the usual misreadings under which it is true."""
+    diagnosis = f"{raw.format}/{name}: cannot be read: {error}"
+    for label, alternative in alternatives(raw, name):
+        found = _readable(alternative, name, config, depth_range)
+        if found is not None and found.verdict == "ok" and found.as_read is not None:
+            diagnosis += f" It can, with {percent(found.as_read.error)} median error, with {label}."
+            break
+    return SceneCheck(dataset=raw.format, scene=name, views=0, verdict="wrong", diagnosis=diagnosis)
+
+
+def _readable(raw: RawData, name: str, config: CheckConfig, depth_range: tuple[float, float]) -> SceneCheck | None:
+    with tempfile.TemporaryDirectory(prefix="plumbline-check-") as scratch:
+        folder = Path(scratch) / "scene"
+        try:
+            write_raw_scene(folder, thinned(raw, name), name, depth_range=depth_range)
+        except DataError:
+            # This alternative reads it no better, which is all that was asked.
+            return None
+        return check_scene(read_scene(folder), config)
