@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from plumbline.data.sources import Source
 from plumbline.errors import ConfigError
 
 PARAMS = Path("params.yaml")
@@ -40,9 +41,7 @@ class DatasetConfig(Section):
     """A data set: where it comes from, how it is read, and what its canonical scenes look like."""
 
     format: Literal["dtu", "sun3d", "rgbd"] = Field(description="reader module")
-    source: dict[str, Any] = Field(
-        description="where the raw files are: kind synthetic, folder, archive, tree or terms"
-    )
+    source: Source = Field(description="where the raw files come from")
     size: Size = Field(description="height and width of canonical images and depth, pixels")
     depth_range: tuple[float, float] = Field(description="nearest and farthest depth a method may look for, metres")
     split: Literal["mvsnet", "seeded"] | dict[Literal["train", "val", "test"], list[str]] = Field(
