@@ -2,9 +2,11 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from plumbline.config import TrackingConfig, section
 from plumbline.errors import PlumblineError
 from plumbline.process import dvc_root, prepare
 
@@ -21,6 +23,13 @@ def run(main: Callable[..., None]) -> None:
     except KeyboardInterrupt:
         print("\nInterrupted. Finished parts are kept: the same command goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def record(stage: str, item: str | None, params: Mapping[str, Any], **logged: Any) -> None:
+    """Log what a stage did (see `tracking.log_stage`). Called last: only now is mlflow imported."""
+    from plumbline.tracking import log_stage
+
+    log_stage(stage, item=item, config=section(params, "tracking", TrackingConfig), **logged)
 
 
 def raw_root() -> Path:

@@ -1,0 +1,29 @@
+"""Metrics from files: scores/<method>."""
+
+from pathlib import Path
+
+from plumbline.config import EvaluationConfig, SuiteConfig, load_params, section
+from plumbline.evaluation import evaluate, flat_metrics
+from plumbline.stage import record, run
+
+
+def main(method: str) -> None:
+    """Score the predictions of `method` on every test suite."""
+    params = load_params()
+    config = section(params, "evaluation", EvaluationConfig)
+    suites = {name: section(params, f"suites.{name}", SuiteConfig) for name in params["suites"]}
+    summary = evaluate(
+        method,
+        predictions=Path("predictions") / method,
+        suites={name: suite for name, suite in suites.items() if suite.split in ("test", "all")},
+        scenes=Path("data/scenes"),
+        out=Path("scores") / method,
+        common=Path("predictions") / config.common,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
+    record("evaluate", method, params, metrics=flat_metrics(summary))
+
+
+if __name__ == "__main__":
+    run(main)
