@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from plumbline.config import EvaluationConfig, SuiteConfig, load_params, section
-from plumbline.evaluation import evaluate, flat_metrics
+from plumbline.evaluation import evaluate, tracked_metrics
 from plumbline.stage import record, run
 
 
@@ -22,7 +22,7 @@ def main(method: str) -> None:
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
-    record("evaluate", method, params, metrics=flat_metrics(summary))
+    record("evaluate", method, params, metrics=tracked_metrics(summary))
 
 
 if __name__ == "__main__":

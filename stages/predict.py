@@ -1,15 +1,36 @@
-"""A method's depth for each sample of every suite, once: predictions/<method>. Scores are made from these files."""
+"""A method's depth for each sample of its suites, once: predictions/<method>. Scores are made from these files."""
 
-from plumbline.config import load_params
-from plumbline.prediction import predict_method
+from pathlib import Path
+
+from plumbline.config import DatasetConfig, PredictionConfig, SuiteConfig, load_params, section, sections, value
+from plumbline.prediction import load_method, open_suite, predict, training_constants
 from plumbline.stage import record, run
+
+SCENES = Path("data/scenes")
 
 
 def main(method: str) -> None:
-    """Predict with `method`: a baseline, or a trained system."""
+    """Predict with `method`: a baseline, or a system trained before (it alone skips the suites it is trained on)."""
     params = load_params()
-    seconds = predict_method(params, method)
-    record("predict", method, params, params=params["systems"][method] or {}, metrics={"seconds_per_sample": seconds})
+    config, own = section(params, "prediction", PredictionConfig), value(params, f"systems.{method}") or {}
+    datasets, suites = sections(params, "datasets", DatasetConfig), sections(params, "suites", SuiteConfig)
+    trained = method in params["train"]
+    chosen = {name: suite for name, suite in suites.items() if suite.split in ("test", "all") or not trained}
+    system, device = load_method(
+        method, own, weights=Path("runs/train") / method if trained else None, device=config.device
+    )
+    opened = [open_suite(name, s, dataset=datasets[s.dataset], folder=SCENES / s.dataset) for name, s in chosen.items()]
+    seconds = predict(
+        system,
+        method=method,
+        suites=opened,
+        out=Path("predictions") / method,
+        batch_size=config.batch_size,
+        device=device,
+        initial=Path("predictions") / own["initial"] if "initial" in own else None,
+        constants=training_constants(system, datasets, SCENES),
+    )
+    record("predict", method, params, params=own, metrics={f"seconds_per_sample/{k}": v for k, v in seconds.items()})
 
 
 if __name__ == "__main__":

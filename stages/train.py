@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from plumbline import systems
-from plumbline.config import load_params, section, value
-from plumbline.prediction import open_feed
+from plumbline.config import DatasetConfig, SuiteConfig, load_params, section, sections, value
+from plumbline.prediction import open_suite, training_feed
 from plumbline.stage import record, run
 from plumbline.training import TrainConfig, fit
 
@@ -17,7 +17,13 @@ def main(system: str) -> None:
     config, own = section(params, f"train.{system}", TrainConfig), value(params, f"systems.{system}")
     torch.manual_seed(params["seed"])
     model, out = systems.build(system, own), Path("runs/train") / system
-    feeds = [open_feed(params, suite, initial=own.get("initial")) for suite in (config.train_suite, config.val_suite)]
+    datasets, suites = sections(params, "datasets", DatasetConfig), sections(params, "suites", SuiteConfig)
+    initial = Path("predictions") / own["initial"] if "initial" in own else None
+    feeds = []
+    for name in (config.train_suite, config.val_suite):
+        dataset = suites[name].dataset
+        suite = open_suite(name, suites[name], dataset=datasets[dataset], folder=Path("data/scenes") / dataset)
+        feeds.append(training_feed(suite, initial))
     summary = fit(model, *feeds, config, name=system, lr=params["lr"], seed=params["seed"], params=own, out=out)
     if summary:
         logged = {"lr": params["lr"], "seed": params["seed"], "train": params["train"][system], "system": own}

@@ -94,8 +94,19 @@ class SuiteConfig(Section):
     depth_max: float = Field(default=float("inf"), gt=0, description="truth above counts as not measured, metres")
 
 
+class PredictionConfig(Section):
+    """How methods are run over the suites."""
+
+    batch_size: int = Field(default=4, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
 class EvaluationConfig(Section):
     """How scores are made of predictions."""
+
+    common: str = Field(
+        default="plane_sweep", description="method whose covered pixels are the common region of all rows"
+    )
 
     bootstrap: int = Field(default=1000, ge=10, description="resamples of the scenes for the 95 % interval")
     seed: int = 0
@@ -151,6 +162,11 @@ def value(params: Mapping[str, Any], key: str) -> Any:
 def section(params: Mapping[str, Any], key: str, model: type[Model]) -> Model:
     """The section at the dotted `key` as a `model`; ConfigError naming every key that does not fit."""
     return parse(value(params, key) or {}, model, where=key)
+
+
+def sections(params: Mapping[str, Any], key: str, model: type[Model]) -> dict[str, Model]:
+    """Every entry of the section at `key` (datasets, suites) as a `model`, by name."""
+    return {name: section(params, f"{key}.{name}", model) for name in value(params, key)}
 
 
 def parse(values: Any, model: type[Model], *, where: str) -> Model:
