@@ -4,6 +4,7 @@ import numpy as np
 
 from plumbline.config import SuiteConfig
 from plumbline.data.canonical import write_scene
+from plumbline.files import write_json, write_png
 from plumbline.records import View
 from plumbline.stored import About, StackFile, StoredSample, suite_fingerprint, write_samples
 
@@ -77,3 +78,105 @@ def write_prediction(
         stack.close()
     about = About(method, suite_name, suite.dataset, inputs, oracle, suite_fingerprint(suite), "cpu", notes or {})
     write_samples(where, about, samples)
+
+
+METHODS = ("constant", "plane_sweep", "deltaz", "perturbed")
+ROOM_SCENES = ("flat/kitchen", "flat/hall", "flat/store")
+
+
+def constant(truth, row):
+    """3 m everywhere."""
+    return np.full_like(truth, 3)
+
+
+def plane_sweep(truth, row):
+    """A tenth off, wilder in some samples, silent on the right edge; with a confidence that knows a little."""
+    rng = np.random.default_rng(row)
+    noise = rng.normal(0, 0.04 + 0.02 * (row % 4), truth.shape)
+    depth = np.where(truth > 0, truth, 3) * (1 + noise).clip(0.5, 2)
+    depth[:, -truth.shape[1] // 8 :] = 0
+    return depth, np.exp(-10 * abs(noise + rng.normal(0, 0.05, truth.shape)))
+
+
+def deltaz(truth, row):
+    """Half as far off as the plane sweep, and dense."""
+    noise = np.random.default_rng(row).normal(0, 0.02 + 0.01 * (row % 4), truth.shape)
+    return np.where(truth > 0, truth, 3) * (1 + noise).clip(0.5, 2)
+
+
+def perturbed(truth, row):
+    """The truth with little noise."""
+    return np.where(truth > 0, truth, 3) * np.random.default_rng(row).normal(1, 0.005, truth.shape).clip(0.9)
+
+
+def write_project(root, *, size=SIZE, views=VIEWS, suites=("rooms_gap1",), scenes=ROOM_SCENES):
+    """Write scenes, predictions, scores, checks and a training curve below `root`; return {suite: its config}."""
+    from plumbline.evaluation import evaluate
+
+    configs = {name: a_suite("rooms", depth_min=0.5, depth_max=10.0) for name in suites}
+    write_dataset(root / "data/scenes", "rooms", scenes, size=size, views=views)
+    answers = {"constant": constant, "plane_sweep": plane_sweep, "deltaz": deltaz, "perturbed": perturbed}
+    inputs = {"constant": ("constant_depth",), "perturbed": ("depth", "image"), "deltaz": ("image", "initial_depth")}
+    for method, answer in answers.items():
+        for name, config in configs.items():
+            write_prediction(
+                root / "predictions",
+                method,
+                name,
+                config,
+                scenes,
+                answer,
+                inputs=inputs.get(method, ("K", "cam0_T_cam", "image")),
+                oracle=method == "perturbed",
+                size=size,
+                views=views,
+                notes={"initial depth": "plane_sweep"} if method == "deltaz" else {},
+            )
+    for method in answers:
+        evaluate(
+            method,
+            predictions=root / "predictions" / method,
+            suites=configs,
+            scenes=root / "data/scenes",
+            out=root / "scores" / method,
+            common=root / "predictions/plane_sweep",
+            bootstrap=100,
+        )
+    write_checks(root, scenes)
+    write_training(root)
+    return configs
+
+
+def write_checks(root, scenes, *, verdict="ok"):
+    """Write a data check in which the first scene has `verdict`."""
+    found = {"label": "as read", "error": 0.0123, "inliers": 0.97, "overlap": 0.61, "photometric": 0.84, "pairs": 12}
+    checked = {
+        name: {
+            "verdict": verdict if place == 0 else "ok",
+            "diagnosis": "1.2 % median error",
+            "remarks": ["poses or depth are rough"] if place == 1 else [],
+            "as_read": found,
+        }
+        for place, name in enumerate(scenes)
+    }
+    counts = {word: sum(c["verdict"] == word for c in checked.values()) for word in ("ok", "wrong", "cannot tell")}
+    folder = root / "data/checks/rooms"
+    write_json(folder / "checks.json", {"dataset": "rooms", "verdicts": counts, "scenes": checked})
+    for seed, name in enumerate(scenes):
+        sheet = np.concatenate([image_of(truth, seed) for truth in truth_of(seed, size=(120, 160))[:4]], axis=1)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_png(folder / f"{name}.png", sheet)
+
+
+def write_training(root):
+    """Write the curve and the facts of a training run."""
+    folder = root / "runs/train/deltaz"
+    folder.mkdir(parents=True)
+    lines = ["step,lr,seconds,train/loss,val/loss,val/abs_rel"]
+    for step in range(10, 401, 10):
+        loss = 0.3 * np.exp(-step / 120) + 0.02
+        checked = f"{1.1 * loss:.6g},{0.2 * loss:.6g}" if step % 50 == 0 else ","
+        lines.append(f"{step},0.0001,{step / 10},{loss:.6g},{checked}")
+    (folder / "curve.csv").write_text("\n".join(lines) + "\n")
+    facts = {"steps": 400, "best_step": 350, "best": 0.00512, "seconds": 40.25, "device": "cpu", "parameters": 487_905}
+    write_json(folder / "summary.json", facts)

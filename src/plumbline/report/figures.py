@@ -1,0 +1,139 @@
+"""Charts in the page: small, one idea each, drawn for a light and a dark page."""
+
+import io
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; one method keeps its colour in all charts.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C8C")
+_THEMES = {"light": ("#ffffff", "#24292f", "#d8dee4"), "dark": ("#1b2129", "#dbe2ea", "#3a434e")}
+_WIDTH = 4.4
+_DPI = 150
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart as data URIs, with what it shows in words for those who cannot see it."""
+
+    light: str
+    dark: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One method's abs_rel: of each scene, and the mean with its interval."""
+
+    method: str
+    scenes: Sequence[float]
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def colour_of(method: str, methods: Sequence[str]) -> str:
+    """The method's colour: its place in the list of all methods decides."""
+    return _COLOURS[list(methods).index(method) % len(_COLOURS)]
+
+
+def strips(suite: str, rows: Sequence[Strip], methods: Sequence[str]) -> Chart:
+    """abs_rel of every scene as dots, the mean as a diamond with its 95 % interval; one line a method, logarithmic."""
+
+    def draw(axes: Any, ink: str) -> None:
+        for place, row in enumerate(rows):
+            colour = colour_of(row.method, methods)
+            jitter = np.linspace(-0.2, 0.2, len(row.scenes)) if len(row.scenes) > 1 else np.zeros(1)
+            axes.plot(row.scenes, place + jitter, "o", color=colour, markersize=3.5, alpha=0.5, markeredgewidth=0)
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [place, place], "-", color=ink, linewidth=1.6)
+            axes.plot([row.mean], [place], "D", color=colour, markersize=7, markeredgecolor=ink, markeredgewidth=1)
+        axes.set_yticks(range(len(rows)), [row.method for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xscale("log")
+        _plain_ticks(axes.xaxis, [value for row in rows for value in (*row.scenes, row.mean)])
+        axes.set_xlabel("abs_rel of a scene (lower is better)")
+
+    words = ", ".join(f"{row.method} {row.mean:.4f}" for row in rows)
+    return _chart(
+        draw, f"abs_rel for each scene of {suite}; means: {words}", title=suite, height=0.95 + 0.38 * len(rows)
+    )
+
+
+def curve(rows: Sequence[Mapping[str, float]], columns: Mapping[str, str], *, title: str, ylabel: str) -> Chart:
+    """Columns of a training curve over the optimiser step; `columns` maps a column to its label."""
+
+    def draw(axes: Any, ink: str) -> None:
+        for place, (column, label) in enumerate(columns.items()):
+            points = [(row["step"], row[column]) for row in rows if column in row]
+            marker = "o" if len(points) < 30 else ""
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, marker=marker, markersize=3, linewidth=1.4, color=_COLOURS[place], label=label)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(ylabel)
+        everything = [row[column] for row in rows for column in columns if column in row]
+        if min(everything) > 0:
+            axes.set_yscale("log")
+            _plain_ticks(axes.yaxis, everything)
+        axes.legend(frameon=False, labelcolor=ink, fontsize=9)
+
+    return _chart(draw, f"{title}: {', '.join(columns.values())} over the optimiser step", title=title, height=2.8)
+
+
+def sparsification(suite: str, curves: Mapping[str, Float64[np.ndarray, "k 3"]], methods: Sequence[str]) -> Chart:
+    """Error left after the least sure pixels are removed (full line), and after the worst are (dotted), for each method."""
+
+    def draw(axes: Any, ink: str) -> None:
+        for method, values in curves.items():
+            colour = colour_of(method, methods)
+            axes.plot(values[:, 0], values[:, 1], color=colour, linewidth=1.6, label=method)
+            axes.plot(values[:, 0], values[:, 2], ":", color=colour, linewidth=1.2, label=f"{method}, by true error")
+        axes.set_xlabel("share of pixels removed")
+        axes.set_ylabel("abs_rel left, relative")
+        axes.set_ylim(0, None)
+        axes.legend(frameon=False, labelcolor=ink, fontsize=9)
+
+    return _chart(draw, f"sparsification curves of {', '.join(curves)} in {suite}", title=suite, height=2.8)
+
+
+def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Log ticks at 1, 2, 5 with plain numbers, few enough to read on a phone."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    positive = [value for value in values if value > 0]
+    decades = np.log10(max(positive) / min(positive)) if positive else 1
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if decades < 2 else (1,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _chart(draw: Callable[[Any, str], None], alt: str, *, title: str, height: float) -> Chart:
+    images = {theme: _render(draw, theme, title, height) for theme in _THEMES}
+    return Chart(images["light"], images["dark"], alt)
+
+
+def _render(draw: Callable[[Any, str], None], theme: str, title: str, height: float) -> str:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    paper, ink, grid = _THEMES[theme]
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor=paper, layout="constrained")
+    axes = figure.add_subplot(facecolor=paper)
+    draw(axes, ink)
+    axes.set_title(title, loc="left", color=ink, fontsize=11, fontweight="bold")
+    axes.grid(visible=True, color=grid, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=ink, labelsize=9, length=0)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=ink, fontsize=9)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(
+        stream, format="webp", facecolor=paper, pil_kwargs={"quality": 85, "method": 6}
+    )
+    return "data:image/webp;base64," + b64encode(stream.getvalue()).decode()

@@ -1,0 +1,222 @@
+"""Build the report from files: reports/{report.html, report.md, metrics.json, headline.json}."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plumbline.config import DatasetConfig, EvaluationConfig, ReportConfig, SuiteConfig
+from plumbline.curve import read_curve as read_training_curve
+from plumbline.evaluation import assemble_metrics, headline, read_curve, read_scene_means, read_summary
+from plumbline.files import atomic_path, read_json, write_json
+from plumbline.report import published
+from plumbline.report.chosen import RULE, Chosen, choose
+from plumbline.report.datasets import DatasetVerdict, read_datasets
+from plumbline.report.figures import Chart, Strip, curve, sparsification, strips
+from plumbline.report.numbers import COUNT, SECONDS, Number, lookup
+from plumbline.report.pictures import gradient
+from plumbline.report.provenance import Provenance, collect
+from plumbline.report.results import COLUMNS, Comparison, SuiteResult, Tally, compare, read_results, tally
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What a method may look at and what it ran on."""
+
+    method: str
+    inputs: tuple[str, ...]
+    oracle: bool
+    device: str
+    notes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trained system: facts by name, and charts of its curve."""
+
+    system: str
+    facts: tuple[tuple[str, Number | str], ...]
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the templates show."""
+
+    title: str
+    system: str
+    seed: int
+    methods: tuple[MethodFacts, ...]
+    results: tuple[SuiteResult, ...]
+    comparisons: tuple[Comparison, ...]
+    tallies: tuple[Tally, ...]
+    charts: Mapping[str, Chart]
+    uncertainty: Mapping[str, Chart]
+    chosen: Mapping[str, Sequence[Chosen]]
+    training: tuple[Training, ...]
+    datasets: tuple[DatasetVerdict, ...]
+    provenance: Provenance
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether any data set consists of generated scenes."""
+        return any(dataset.is_generated for dataset in self.datasets)
+
+
+def build_report(
+    root: Path,
+    *,
+    methods: Sequence[str],
+    suites: Mapping[str, SuiteConfig],
+    datasets: Mapping[str, DatasetConfig],
+    report: ReportConfig,
+    evaluation: EvaluationConfig,
+    seed: int = 0,
+    out: Path | None = None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Write the four report files to `out` (default: root/reports) and return the content of metrics.json.
+
+    Reads, below `root`: scores/, predictions/, data/scenes/, data/checks/, runs/train/, params.yaml, dvc.lock, src/ and stages/.
+    `methods` are the rows of the tables, in this order; `suites` the test suites. Raises DataError when scores are missing;
+    checks and training curves that do not exist are left out, and the page says so.
+    """
+    out = root / "reports" if out is None else out
+    metrics = assemble_metrics(root / "scores", methods)
+    page = collect_page(
+        root, methods=methods, suites=suites, datasets=datasets, report=report, evaluation=evaluation, seed=seed
+    )
+    for name in ("report.html", "report.md"):
+        text = render(page, name)
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    write_json(out / "metrics.json", metrics)
+    write_json(out / "headline.json", headline(metrics))
+    return metrics
+
+
+def collect_page(
+    root: Path,
+    *,
+    methods: Sequence[str],
+    suites: Mapping[str, SuiteConfig],
+    datasets: Mapping[str, DatasetConfig],
+    report: ReportConfig,
+    evaluation: EvaluationConfig,
+    seed: int,
+) -> Page:
+    """Gather everything the page shows."""
+    results = read_results(root, methods, list(suites))
+    others = [method for method in ("plane_sweep", "median_plane", "constant") if method in methods]
+    comparisons = compare(root, results, report.system, others, bootstrap=evaluation.bootstrap, seed=evaluation.seed)
+    return Page(
+        title=report.title,
+        system=report.system,
+        seed=seed,
+        methods=tuple(_facts(root, method) for method in methods),
+        results=tuple(results),
+        comparisons=tuple(comparisons),
+        tallies=tuple(tally(comparisons)),
+        charts={result.name: _strip_chart(root, result, methods) for result in results},
+        uncertainty=_uncertainty(root, results, methods),
+        chosen=_chosen(root, report.system, suites, methods),
+        training=tuple(_training(root, method) for method in methods if _is_trained(root, method)),
+        datasets=tuple(read_datasets(root, datasets)),
+        provenance=collect(root),
+    )
+
+
+def render(page: Page, name: str) -> str:
+    """Return the text of `report.html` or `report.md`. HTML is escaped by the template engine, numbers carry their sources."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    is_html = name.endswith(".html")
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=is_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    constants: dict[str, Any] = {"columns": COLUMNS, "rule": RULE, "published": published, "gradient": gradient}
+    return environment.get_template(f"{name}.jinja").render(page=page, **constants)
+
+
+def _facts(root: Path, method: str) -> MethodFacts:
+    suites = read_summary(root / "scores" / method)["suites"]
+    abouts = [summary["about"] for summary in suites.values()]
+    notes = {f"{key}: {value}" for about in abouts for key, value in about["notes"].items()}
+    pairs = sorted(tuple(note.split(": ", 1)) for note in notes)
+    first = abouts[0]
+    return MethodFacts(
+        method, tuple(first["inputs"]), first["oracle"], first["device"], tuple((key, value) for key, value in pairs)
+    )
+
+
+def _strip_chart(root: Path, result: SuiteResult, methods: Sequence[str]) -> Chart:
+    rows = []
+    for line in result.lines:
+        by_scene = read_scene_means(root / "scores" / line.method / f"{result.name}_scenes.csv")
+        values = [scene["abs_rel"] for scene in by_scene.values() if "abs_rel" in scene]
+        mean = line.cells[0].number
+        if mean is not None:
+            ends = [None if end is None else end.value for end in (line.low, line.high)]
+            rows.append(Strip(line.method, values, mean.value, ends[0], ends[1]))
+    return strips(result.name, rows, methods)
+
+
+def _uncertainty(root: Path, results: Sequence[SuiteResult], methods: Sequence[str]) -> dict[str, Chart]:
+    charts = {}
+    for result in results:
+        files = {method: root / "scores" / method / f"{result.name}_sparsification.csv" for method, _ in result.area}
+        curves = {method: read_curve(file) for method, file in files.items()}
+        if curves:
+            charts[result.name] = sparsification(result.name, curves, methods)
+    return charts
+
+
+def _chosen(
+    root: Path, system: str, suites: Mapping[str, SuiteConfig], methods: Sequence[str]
+) -> dict[str, list[Chosen]]:
+    if system not in methods:
+        return {}
+    return {name: choose(root, system, name, suite) for name, suite in suites.items()}
+
+
+def _is_trained(root: Path, method: str) -> bool:
+    return (root / "runs/train" / method / "curve.csv").is_file()
+
+
+def _training(root: Path, system: str) -> Training:
+    folder = root / "runs/train" / system
+    rows = read_training_curve(folder / "curve.csv")
+    columns = {name for row in rows for name in row}
+    charts = []
+    losses = {
+        name: label for name, label in (("train/loss", "training"), ("val/loss", "validation")) if name in columns
+    }
+    if losses:
+        charts.append(curve(rows, losses, title=f"{system}: loss", ylabel="loss"))
+    if "val/abs_rel" in columns:
+        charts.append(curve(rows, {"val/abs_rel": "validation"}, title=f"{system}: abs_rel", ylabel="abs_rel"))
+    return Training(system, _training_facts(folder, system), tuple(charts))
+
+
+def _training_facts(folder: Path, system: str) -> tuple[tuple[str, Number | str], ...]:
+    if not (folder / "summary.json").is_file():
+        return ()
+    content, file = read_json(folder / "summary.json"), f"runs/train/{system}/summary.json"
+    listed = (
+        ("steps", "steps", COUNT),
+        ("best step", "best_step", COUNT),
+        ("best validation value", "best", ".4f"),
+        ("seconds", "seconds", SECONDS),
+        ("samples per second", "samples_per_second", SECONDS),
+        ("peak memory, GB", "peak_memory_gb", SECONDS),
+        ("parameters", "parameters", COUNT),
+    )
+    numbers = [(label, lookup(content, file, key, spec=spec)) for label, key, spec in listed]
+    facts: list[tuple[str, Number | str]] = [(label, number) for label, number in numbers if number is not None]
+    return (*facts, ("device", str(content.get("device", "unknown"))))

@@ -1,0 +1,63 @@
+"""Pictures in the page: depth and error maps on a stated scale, as data URIs."""
+
+import base64
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from plumbline.errors import DataError
+
+# Not measured, or abstained: a grey that neither colour map contains.
+_NOTHING = (128, 128, 128)
+_TILE_WIDTH = 320
+_SHEET_WIDTH = 560
+_MAPS = {"depth": cv2.COLORMAP_VIRIDIS, "error": cv2.COLORMAP_INFERNO}
+
+
+def encode_webp(rgb: UInt8[np.ndarray, "h w 3"], *, quality: int = 80) -> str:
+    """The image as a WebP data URI; the same pixels give the same text."""
+    done, data = cv2.imencode(".webp", rgb[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, quality])
+    if not done:
+        raise DataError(f"report: an image of shape {rgb.shape} could not be encoded as WebP.")
+    return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def picture(rgb: UInt8[np.ndarray, "h w 3"]) -> str:
+    """A photograph at the width of a tile."""
+    return encode_webp(_fit(rgb, _TILE_WIDTH, smooth=True))
+
+
+def colour_map(
+    values: Float32[np.ndarray, "h w"], shown: Bool[np.ndarray, "h w"], limits: tuple[float, float], kind: str
+) -> str:
+    """A map of `values` between `limits` (beyond: the end colours) in the colours of `kind`; grey where not `shown`."""
+    low, high = limits
+    level = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    coloured = cv2.applyColorMap((255 * level).astype(np.uint8), _MAPS[kind])[..., ::-1]
+    tile = np.where(shown[..., None], coloured, np.array(_NOTHING, np.uint8)).astype(np.uint8)
+    return encode_webp(_fit(tile, _TILE_WIDTH, smooth=False), quality=88)
+
+
+def gradient(kind: str, *, stops: int = 12) -> str:
+    """The colour bar of `kind` as a CSS gradient, low on the left."""
+    levels = np.linspace(0, 255, stops).round().astype(np.uint8)[None]
+    colours = cv2.applyColorMap(levels, _MAPS[kind])[0, :, ::-1]
+    return "linear-gradient(90deg," + ",".join("#" + bytes(colour.tolist()).hex() for colour in colours) + ")"
+
+
+def thumbnail(path: Path) -> str:
+    """A PNG file at the width of a contact sheet."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"{path}: cannot be read as an image. Check the data again: `dvc repro check_data`.")
+    return encode_webp(_fit(np.ascontiguousarray(image[..., ::-1]), _SHEET_WIDTH, smooth=True), quality=70)
+
+
+def _fit(rgb: UInt8[np.ndarray, "h w 3"], width: int, *, smooth: bool) -> UInt8[np.ndarray, "h2 w2 3"]:
+    height = max(1, round(rgb.shape[0] * width / rgb.shape[1]))
+    if rgb.shape[1] > width:
+        return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+    # maps keep their own pixels (the page enlarges them), or a reader would see values that no method gave
+    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_CUBIC) if smooth else rgb

@@ -1,0 +1,239 @@
+"""Result tables and the verdict, from `scores/<method>/summary.json`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plumbline.evaluation import Interval, paired, read_scene_means, read_summary
+from plumbline.metrics import ERRORS, HIGHER_IS_BETTER, METRICS
+from plumbline.report.numbers import COUNT, SECONDS, SHARE, SIGNED_SHARE, Number, lookup
+
+# Coverage from which a method counts as dense; below, it is compared on the pixels of the reference method.
+DENSE = 0.9995
+COLUMNS = (
+    "abs_rel",
+    "abs_diff",
+    "sq_rel",
+    "rmse",
+    "rmse_log",
+    "log10",
+    "delta105",
+    "delta1",
+    "delta2",
+    "delta3",
+    "coverage",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one method; `best` among the dense methods that do not read the truth."""
+
+    metric: str
+    number: Number | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in a result table. `low` and `high` bound abs_rel (95 % over scenes)."""
+
+    method: str
+    oracle: bool
+    sparse: bool
+    cells: tuple[Cell, ...]
+    low: Number | None
+    high: Number | None
+    seconds: Number | None
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """Everything about one suite: facts, the headline table, the common-region table, and the other alignments."""
+
+    name: str
+    dataset: str
+    samples: Number
+    scenes: Number
+    depth_min: Number
+    depth_max: Number | None
+    lines: tuple[Line, ...]
+    common_with: str | None
+    common: tuple[Line, ...]
+    aligned: Mapping[str, tuple[Line, ...]]
+    dropped: tuple[tuple[str, str, str], ...]
+    area: tuple[tuple[str, Number], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The trained system against one other method in one suite, in words with numbers. `outcome`: better, worse, open."""
+
+    suite: str
+    other: str
+    outcome: str
+    region: str
+    ours: Number
+    theirs: Number
+    change: Number
+    low: Number | None
+    high: Number | None
+    scenes: Number
+
+
+@dataclass(frozen=True)
+class Tally:
+    """In how many suites the system is better, worse, or neither, against one method."""
+
+    other: str
+    better: int
+    worse: int
+    open: int
+
+    @property
+    def total(self) -> int:
+        """The number of suites compared."""
+        return self.better + self.worse + self.open
+
+
+def read_results(root: Path, methods: Sequence[str], suites: Sequence[str]) -> list[SuiteResult]:
+    """The tables of every suite, methods in the given order."""
+    summaries = {method: read_summary(root / "scores" / method)["suites"] for method in methods}
+    return [_suite_result(name, {m: s[name] for m, s in summaries.items() if name in s}) for name in suites]
+
+
+def compare(
+    root: Path, results: Sequence[SuiteResult], system: str, others: Sequence[str], *, bootstrap: int, seed: int
+) -> list[Comparison]:
+    """The system against each of `others` in every suite, dense with dense: on the common region where one abstains."""
+    found = []
+    for result in results:
+        for other in others:
+            lines = {line.method: line for line in result.lines}
+            if other != system and {system, other} <= lines.keys():
+                pair = _compare_pair(root, result, lines[system], lines[other], bootstrap=bootstrap, seed=seed)
+                found += [pair] if pair is not None else []
+    return found
+
+
+def tally(comparisons: Sequence[Comparison]) -> list[Tally]:
+    """How often each outcome happened, one `Tally` for each other method."""
+    others = dict.fromkeys(comparison.other for comparison in comparisons)
+    outcomes = {o: [c.outcome for c in comparisons if c.other == o] for o in others}
+    return [Tally(o, got.count("better"), got.count("worse"), got.count("open")) for o, got in outcomes.items()]
+
+
+def _suite_result(name: str, summaries: Mapping[str, Mapping[str, Any]]) -> SuiteResult:
+    first_method, first = next(iter(summaries.items()))
+    file, prefix = f"scores/{first_method}/summary.json", ("suites", name)
+    content = {"suites": {name: first}}
+    lines = _lines(name, summaries, "all", "none")
+    common = _lines(name, summaries, "common", "none") if any(line.sparse for line in lines) else ()
+    return SuiteResult(
+        name=name,
+        dataset=first["about"]["dataset"],
+        samples=Number(first["samples"], f"{file}#suites/{name}/samples", COUNT),
+        scenes=Number(first["scenes"], f"{file}#suites/{name}/scenes", COUNT),
+        depth_min=Number(first["caps"]["depth_min"], f"{file}#suites/{name}/caps/depth_min", "g"),
+        depth_max=lookup(content, file, *prefix, "caps", "depth_max", spec="g"),
+        lines=lines,
+        common_with=first["common_with"],
+        common=common,
+        aligned={kind: _lines(name, summaries, "all", kind) for kind in ("median", "scale_shift")},
+        dropped=_dropped(summaries),
+        area=_areas(name, summaries),
+    )
+
+
+def _lines(name: str, summaries: Mapping[str, Mapping[str, Any]], region: str, kind: str) -> tuple[Line, ...]:
+    numbers = {
+        m: _numbers(m, name, s, region, kind) for m, s in summaries.items() if kind in s["regions"].get(region, {})
+    }
+    best = _best(numbers, {m for m in numbers if summaries[m]["about"]["oracle"]})
+    return tuple(_line(m, name, summaries[m], numbers[m], best, region, kind) for m in numbers)
+
+
+def _numbers(method: str, suite: str, summary: Mapping[str, Any], region: str, kind: str) -> dict[str, Number | None]:
+    content, file = {"suites": {suite: summary}}, f"scores/{method}/summary.json"
+    keys = ("suites", suite, "regions", region, kind)
+    specs = dict.fromkeys(METRICS, ".4f") | dict.fromkeys(HIGHER_IS_BETTER, SHARE)
+    return {name: lookup(content, file, *keys, name, "mean", spec=specs[name]) for name in COLUMNS}
+
+
+def _best(numbers: Mapping[str, Mapping[str, Number | None]], oracles: set[str]) -> dict[str, str]:
+    """Return {metric: the text of the best value} among methods that are dense and no oracles; equal texts are equally good."""
+    eligible = [cells for method, cells in numbers.items() if method not in oracles and not _is_sparse(cells)]
+    best = {}
+    for metric in ERRORS:
+        known = [number for cells in eligible if (number := cells[metric]) is not None]
+        pick = max if metric in HIGHER_IS_BETTER else min
+        if len(known) > 1:
+            best[metric] = str(pick(known, key=lambda number: number.value))
+    return best
+
+
+def _is_sparse(cells: Mapping[str, Number | None]) -> bool:
+    coverage = cells["coverage"]
+    return coverage is None or coverage.value < DENSE
+
+
+def _line(
+    method: str,
+    suite: str,
+    summary: Mapping[str, Any],
+    numbers: Mapping[str, Number | None],
+    best: Mapping[str, str],
+    region: str,
+    kind: str,
+) -> Line:
+    content, file = {"suites": {suite: summary}}, f"scores/{method}/summary.json"
+    oracle, sparse = summary["about"]["oracle"], _is_sparse(numbers)
+    contends = not (oracle or sparse)
+    cells = tuple(Cell(name, number, contends and str(number) == best.get(name)) for name, number in numbers.items())
+    place = ("suites", suite, "regions", region, kind, "abs_rel")
+    low, high = (lookup(content, file, *place, end) for end in ("low", "high"))
+    return Line(
+        method, oracle, sparse, cells, low, high, lookup(content, file, "suites", suite, "seconds", spec=SECONDS)
+    )
+
+
+def _dropped(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, str, str], ...]:
+    """Return (method, sample, reason) for every sample without error metrics."""
+    rows = [(method, row) for method, summary in summaries.items() for row in summary["dropped"]]
+    return tuple((method, f"{row['scene']} {row['views']}", row["reason"]) for method, row in rows)
+
+
+def _areas(name: str, summaries: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, Number], ...]:
+    place = ("suites", name, "regions", "all", "none", "ause", "mean")
+    found = {m: lookup({"suites": {name: s}}, f"scores/{m}/summary.json", *place) for m, s in summaries.items()}
+    return tuple((method, number) for method, number in found.items() if number is not None)
+
+
+def _compare_pair(
+    root: Path, result: SuiteResult, ours: Line, theirs: Line, *, bootstrap: int, seed: int
+) -> Comparison | None:
+    region = "common" if (ours.sparse or theirs.sparse) and result.common else "all"
+    chosen = {line.method: line for line in (result.common if region == "common" else result.lines)}
+    first, second = chosen[ours.method].cells[0].number, chosen[theirs.method].cells[0].number
+    if first is None or second is None:
+        return None
+    files = [f"scores/{line.method}/{result.name}_scenes.csv" for line in (ours, theirs)]
+    means = [read_scene_means(root / file, region) for file in files]
+    difference = paired(means[0], means[1], "abs_rel", bootstrap=bootstrap, seed=seed)
+    sources = " ".join(f"{file}#{region}/none/abs_rel" for file in files)
+    low, high = (
+        None if end is None else Number(end, sources, "+.4f", f"paired.{name}")
+        for name, end in (("low", difference.low), ("high", difference.high))
+    )
+    ratio = first.value / second.value - 1 if second.value else 0.0
+    change = Number(ratio, f"{first.source} {second.source}", SIGNED_SHARE, "change")
+    return Comparison(
+        result.name, theirs.method, _outcome(difference), region, first, second, change, low, high, result.scenes
+    )
+
+
+def _outcome(difference: Interval) -> str:
+    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
+        return "open"
+    return "better" if difference.high < 0 else "worse"

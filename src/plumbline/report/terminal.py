@@ -1,0 +1,36 @@
+"""The result table on a terminal, with the path of the report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from plumbline.metrics import HIGHER_IS_BETTER
+
+_SHOWN = ("abs_rel", "abs_diff", "rmse", "log10", "delta105", "delta1", "coverage")
+Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def print_results(metrics: Metrics, *, report: Path) -> None:
+    """Print a table for each suite of `metrics` ({suite: {method: {metric: value}}}), the lowest abs_rel bold, then `report`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for suite, methods in metrics.items():
+        table = Table(title=suite, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("method")
+        for name in _SHOWN:
+            table.add_column(name, justify="right")
+        known = {method: values["abs_rel"] for method, values in methods.items() if "abs_rel" in values}
+        best = min(known, key=lambda method: known[method], default=None)
+        for method, values in methods.items():
+            cells = [_text(name, values.get(name)) for name in _SHOWN]
+            table.add_row(method, *cells, style="bold" if method == best else None)
+        console.print(table)
+        console.print()
+    console.print(f"report: {report}", soft_wrap=True, highlight=False)
+
+
+def _text(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if name in HIGHER_IS_BETTER else f"{value:.4f}"
