@@ -77,12 +77,12 @@ def test_seven_scenes_colour_has_its_own_camera(tmp_path):
     write_seven_scenes(tmp_path / "seq-01", capture(1, size=FULL), K=SEVEN_K)
     (view,) = read(tmp_path, "seq-01")
     np.testing.assert_array_equal(view.depth_K, SEVEN_K)
-    np.testing.assert_array_equal(view.K, [[525, 0, 320], [0, 525, 240], [0, 0, 1]])
-    (view,) = read(tmp_path, "seq-01", Options(colour_focal=532.6))
-    assert view.K[0, 0] == view.K[1, 1] == 532.6 and view.depth_K[0, 0] == 585
+    np.testing.assert_array_equal(view.K, [[532.6, 0, 320], [0, 532.6, 240], [0, 0, 1]])
+    (view,) = read(tmp_path, "seq-01", Options(colour_focal=525))
+    assert view.K[0, 0] == view.K[1, 1] == 525 and view.depth_K[0, 0] == 585
     labels = dict(rgbd.alternatives(tmp_path, "seq-01", Options()))
     (misread,) = read(tmp_path, "seq-01", labels["depth read with the colour camera's intrinsics"])
-    assert misread.depth_K is None and misread.K[0, 0] == 525
+    assert misread.depth_K is None and misread.K[0, 0] == 532.6
     (misread,) = read(tmp_path, "seq-01", labels["colour read with the depth camera's intrinsics"])
     assert misread.depth_K is None and misread.K[0, 0] == 585
 
@@ -352,6 +352,9 @@ def test_tum_broken_poses(tum):
         read(tum, "seq", TUM)
     (tum / "seq/groundtruth.txt").write_text(text.rsplit(" ", 1)[0])
     with pytest.raises(DataError, match=r"groundtruth\.txt: line '.*'; expected lines of 8 values"):
+        read(tum, "seq", TUM)
+    (tum / "seq/groundtruth.txt").write_text("now 0 0 0 0 0 0 1\n")
+    with pytest.raises(DataError, match=r"^seq/groundtruth\.txt: could not convert string to float: 'now'"):
         read(tum, "seq", TUM)
 
 

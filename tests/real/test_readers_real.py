@@ -183,7 +183,7 @@ def test_seven_scenes_depth_needs_its_own_intrinsics(real_data):
     pairs = [(i, i + 1) for i in range(0, 10, 2)]
     select = [i for start in range(0, 160, 32) for i in (start, start + 40)]
     right = valid_views(rgbd, raw, scene, rgbd.Options(), select)
-    assert right[0].K[0, 0] == 525 and right[0].depth_K[0, 0] == 585
+    assert right[0].K[0, 0] == 532.6 and right[0].depth_K[0, 0] == 585
     wrong = valid_views(rgbd, raw, scene, changed["depth read with the colour camera's intrinsics"], select)
     assert median_disagreement(right, pairs) < 0.7 * median_disagreement(wrong, pairs)
 

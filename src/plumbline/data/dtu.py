@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from plumbline.data.geometry import invert
 from plumbline.data.mvsnet_text import MvsnetCamera, read_camera, read_pairs
-from plumbline.data.reading import located, pick, read_colour
+from plumbline.data.reading import located, numbered, pick, read_colour
 from plumbline.errors import DataError
 from plumbline.files import read_pfm, read_png8
 from plumbline.records import View
@@ -151,7 +151,7 @@ def _locate(raw: Path, options: Options) -> tuple[Literal["train", "test"], Path
                 return "test", root
     raise DataError(
         f"{raw}: no DTU ({options.layout} layout) in it; expected Rectified/scanN_train/ with Depths/ and Cameras/ (training) or "
-        'scanN/ with images/ and cams/ (test). Fetch it with "dvc repro download".'
+        'scanN/ with images/ and cams/ (test). Fetch it with "dvc repro -f download@<data set>".'
     )
 
 
@@ -167,7 +167,7 @@ def _scan(raw: Path, scene: str, options: Options) -> _Scan:
 
 
 def _test_scan(folder: Path, options: Options) -> _Scan:
-    images = _numbered(folder / "images", r"(\d+)\.(?:jpg|png)")
+    images = numbered(folder / "images", r"(\d+)\.(?:jpg|png)")
     if not images:
         raise DataError(f"{folder}/images: no image; expected 00000000.jpg and so on. Fetch the scan again.")
     cameras = {number: folder / options.cams_folder / f"{_name(number)}_cam.txt" for number in images}
@@ -176,7 +176,7 @@ def _test_scan(folder: Path, options: Options) -> _Scan:
 
 def _train_scan(root: Path, number: int, light: int, options: Options) -> _Scan:
     folder = root / "Rectified" / f"scan{number}_train"
-    images = _numbered(folder, rf"rect_(\d+)_{light}_r5000\.png", base=options.image_base)
+    images = numbered(folder, rf"rect_(\d+)_{light}_r5000\.png", base=options.image_base)
     if not images:
         raise DataError(
             f"{folder}: no image of light {light}; expected rect_001_{light}_r5000.png and so on. Fetch the scan again."
@@ -194,7 +194,7 @@ def _train_depths(root: Path, number: int, options: Options) -> dict[int, Path] 
     if options.depths == "none":
         return None
     folders = {"train": root / "Depths" / f"scan{number}_train", "raw": root / "Depths_raw" / f"scan{number}"}
-    depths = _numbered(folders[options.depths], r"depth_map_(\d+)\.pfm")
+    depths = numbered(folders[options.depths], r"depth_map_(\d+)\.pfm")
     if depths:
         return depths
     usable = [kind for kind, folder in folders.items() if folder.is_dir() and kind != options.depths]
@@ -224,7 +224,7 @@ def _camera_folder(root: Path, kind: str) -> Path:
 
 
 def _camera_files(root: Path, kind: str) -> dict[int, Path]:
-    return _numbered(_camera_folder(root, kind), r"(\d+)_cam\.txt")
+    return numbered(_camera_folder(root, kind), r"(\d+)_cam\.txt")
 
 
 def _camera_kind(root: Path, options: Options) -> Literal["train", "full"]:
@@ -237,12 +237,6 @@ def _camera_kind(root: Path, options: Options) -> Literal["train", "full"]:
     raise DataError(
         f"{root}: no camera files; expected Cameras/train/00000000_cam.txt and so on. Fetch the Cameras folder again."
     )
-
-
-def _numbered(folder: Path, pattern: str, *, base: int = 0) -> dict[int, Path]:
-    """Files whose whole name matches `pattern`, by the number in it less `base`."""
-    matches = ((re.fullmatch(pattern, path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
-    return dict(sorted((int(match[1]) - base, path) for match, path in matches if match))
 
 
 # --- one view -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
+from plumbline.data.reading import read_text, to_numbers
 from plumbline.errors import DataError
 
 
@@ -43,19 +44,13 @@ def read_camera(path: Path) -> MvsnetCamera:
 
 
 def _sections(path: Path) -> tuple[list[float], list[float]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Each view needs its camera: fetch the camera files again.") from error
-    match = re.fullmatch(r"\s*extrinsic\s(.*)\sintrinsic\s(.*)", text, re.DOTALL)
+    match = re.fullmatch(r"\s*extrinsic\s(.*)\sintrinsic\s(.*)", read_text(path), re.DOTALL)
     if match is None:
         raise DataError(
             f"{path}: no 'extrinsic' and 'intrinsic' lines; expected MVSNet's cam.txt. Fetch the file again."
         )
-    try:
-        return [float(token) for token in match[1].split()], [float(token) for token in match[2].split()]
-    except ValueError as error:
-        raise DataError(f"{path}: {error}; expected numbers. Fetch the file again.") from error
+    extrinsic, intrinsic = (to_numbers(group.split(), path).tolist() for group in match.groups())
+    return extrinsic, intrinsic
 
 
 def depth_range(line: tuple[float, ...], *, planes: int) -> tuple[float, float] | None:
@@ -79,7 +74,9 @@ def read_pairs(path: Path) -> dict[int, list[tuple[int, float]]]:
 
     The number of sources may differ from view to view. Errors: absent or cut file, words, a view described twice.
     """
-    tokens = _tokens(path)
+    tokens = read_text(path).split()
+    if not tokens:
+        raise DataError(f"{path}: the file is empty. Fetch it again.")
     pairs: dict[int, list[tuple[int, float]]] = {}
     position = 1
     try:
@@ -93,20 +90,10 @@ def read_pairs(path: Path) -> dict[int, list[tuple[int, float]]]:
             ]
             pairs[view] = sorted(others, key=lambda item: -item[1])
             position += 2 + 2 * count
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{path}: not a whole pair.txt ({error}). Fetch the file again.") from error
     if position != len(tokens):
         raise DataError(
             f"{path}: {len(tokens) - position} values follow the {tokens[0]} views its first line states. Fetch it again."
         )
     return pairs
-
-
-def _tokens(path: Path) -> list[str]:
-    try:
-        tokens = path.read_text(encoding="utf-8").split()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Source views are chosen by it: fetch it again.") from error
-    if not tokens:
-        raise DataError(f"{path}: the file is empty. Fetch it again.")
-    return tokens

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -46,21 +47,39 @@ def scene_folder(raw: Path, scene: str) -> Path:
     raise DataError(f"{scene}: no such scene under the raw folder {raw}. List the scenes and use one of those names.")
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file; DataError when it is absent or no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. The download may be incomplete: fetch it again.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file ({error}). Fetch it again.") from error
+
+
 def read_numbers(path: Path) -> Float64[np.ndarray, " n"]:
     """All numbers of a text file, separated by blanks, commas or line ends; NaN and infinities are kept.
 
     Errors: absent file, a token that is no number (Windows' `-1.#IND` counts as NaN).
     """
-    try:
-        tokens = path.read_text(encoding="utf-8").replace(",", " ").split()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. The download may be incomplete: fetch it again.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file ({error}). Fetch it again.") from error
+    return to_numbers(read_text(path).replace(",", " ").split(), path)
+
+
+def to_numbers(tokens: Sequence[str], path: Path) -> Float64[np.ndarray, " n"]:
+    """Tokens found in `path` as numbers; DataError for one that is none."""
     try:
         return np.array([float("nan") if "#" in token else float(token) for token in tokens], np.float64)
     except ValueError as error:
-        raise DataError(f"{path}: {error}; expected numbers only. Fetch it again.") from error
+        raise DataError(f"{path}: {error}; expected numbers. Fetch it again.") from error
+
+
+def numbered(folder: Path, pattern: str, *, base: int = 0) -> dict[int, Path]:
+    """The files of a folder whose whole name matches `pattern`, by the number in its first group less `base`, ascending.
+
+    Numbers need not be padded. Empty for a folder that is not there.
+    """
+    matches = ((re.fullmatch(pattern, path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    return dict(sorted((int(match[1]) - base, path) for match, path in matches if match))
 
 
 def read_matrix(path: Path, *shapes: tuple[int, int]) -> Float64[np.ndarray, "r c"]:

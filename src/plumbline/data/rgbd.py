@@ -35,7 +35,7 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     depth_scale: float | None = Field(default=None, gt=0)
     """Stored depth units per metre; None: what the layout says (1000, TUM 5000, DeMoN 1)."""
     colour_focal: float | None = Field(default=None, gt=0)
-    """Focal length of the colour camera in pixels, where it is not the depth's. None: as stated, or 525 for 7-Scenes."""
+    """Focal length of the colour camera in pixels, where it is not the depth's. None: as stated, or 532.6 for 7-Scenes."""
     colour_intrinsics: Intrinsics | None = None
     """(fx, fy, cx, cy) of the colour image, for captures that do not state them."""
     depth_intrinsics: Intrinsics | None = None
@@ -185,7 +185,7 @@ def _cameras(
         raise DataError(
             f"{scene}: no intrinsics; expected camera-intrinsics.txt or intrinsics.K.txt with 3 rows of 3. Add the file, or set "
             "options.depth_intrinsics and options.colour_intrinsics to [fx, fy, cx, cy] (7-Scenes: 585, 585, 320, 240 and "
-            "525, 525, 320, 240)."
+            "532.6, 532.6, 320, 240)."
         )
     colour, depth = (known if colour is None else colour).copy(), known if depth is None else depth
     if options.colour_focal is not None:

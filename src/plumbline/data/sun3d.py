@@ -86,7 +86,7 @@ def scenes(raw: Path, options: Options) -> list[str]:
     if not found:
         raise DataError(
             f"{raw}: no SUN3D sequence below it; expected <building>/<sequence>/ with image/, depth/, extrinsics/ and "
-            'intrinsics.txt. Fetch one with "dvc repro download".'
+            'intrinsics.txt. Fetch one with "dvc repro -f download@<data set>".'
         )
     return sorted(found)
 
@@ -199,7 +199,7 @@ def _frame_files(raw: Path, folder: Path) -> list[Path]:
     if not files:
         raise DataError(
             f"{place(raw, folder)}: no frame in it; expected files named like 0000001-000000033516.jpg or .png. "
-            'Fetch the sequence again with "dvc repro download".'
+            'Fetch the sequence again with "dvc repro -f download@<data set>".'
         )
     return files
 
@@ -279,7 +279,7 @@ def _pose_rows(path: Path) -> Float64[np.ndarray, "r 4"]:
     if values.size == 0 or values.size % 12:
         raise DataError(
             f"{path}: {values.size} numbers do not make whole poses of three rows of four. "
-            'The file may be cut: download it again with "dvc repro download".'
+            'The file may be cut: download it again with "dvc repro -f download@<data set>".'
         )
     broken = np.flatnonzero(~np.isfinite(values.reshape(-1, 12)).all(axis=1))
     if broken.size:
@@ -302,6 +302,6 @@ def _pose_places(path: Path, count: int, images: Sequence[Path], options: Option
     if count != len(images):
         raise DataError(
             f"{path}: {count} poses for {len(images)} images. The file may be cut: download it again with "
-            '"dvc repro download". If image/ holds only some of the images on purpose, set options.pose_index: id.'
+            '"dvc repro -f download@<data set>". If image/ holds only some of the images on purpose, set options.pose_index: id.'
         )
     return np.arange(count, dtype=np.int64)
