@@ -48,7 +48,7 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]], *, mode: str, header: bool) -> None:
     with path.open(mode, newline="") as stream:
-        writer = csv.DictWriter(stream, columns)
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         if header and columns:
             writer.writeheader()
         writer.writerows(rows)

@@ -1,0 +1,72 @@
+"""Samples as batches: rows of the initial depth belong to their samples, and another choice has another identity."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from plumbline.errors import DataError
+from plumbline.feed import Feed, SampleFeed
+from plumbline.records import Sample, Scene
+
+SIZE = (6, 8)
+
+
+def scene(name, views=3, seed=0):
+    generator = np.random.default_rng(seed)
+    world_T_cam = np.tile(np.eye(4), (views, 1, 1))
+    world_T_cam[:, 0, 3] = np.arange(views)
+    return Scene(
+        dataset="made",
+        name=name,
+        view_names=tuple(f"v{i}" for i in range(views)),
+        images=generator.integers(0, 256, (views, *SIZE, 3), dtype=np.uint8),
+        K=np.tile(np.array([[7.0, 0, 3.5], [0, 7, 2.5], [0, 0, 1]]), (views, 1, 1)),
+        depth_range=(0.5, 4.0),
+        depth=generator.uniform(0.5, 4, (views, *SIZE)).astype(np.float32),
+        world_T_cam=world_T_cam,
+    )
+
+
+@pytest.fixture
+def feed(tmp_path):
+    samples = [Sample("a", (0, 1)), Sample("a", (1, 2)), Sample("b", (2, 0)), Sample("b", (0, 1))]
+    initial = np.lib.format.open_memmap(tmp_path / "depth.npy", "w+", np.float32, (4, 2, *SIZE))
+    initial[:] = np.arange(4)[:, None, None, None] + 1
+    scenes = {"a": scene("a"), "b": scene("b", seed=1)}
+    return SampleFeed(scenes, samples, initial_depth=initial, constant_depth=1.5, predict_views=2)
+
+
+def test_rows_belong_to_their_samples(feed):
+    assert isinstance(feed, Feed) and feed.scenes_of == ["a", "a", "b", "b"]
+    batch = feed.load([3, 1])
+    assert batch.initial_depth.flatten(1).mean(1).tolist() == [4.0, 2.0]
+    assert (batch.predict_views, batch.constant_depth.tolist()) == (2, [1.5, 1.5])
+    expected = feed.scenes["b"].images[1].transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(batch.image[0, 1].numpy(), expected, rtol=1e-6)
+    torch.testing.assert_close(batch.cam0_T_cam[1, 1, :3, 3], torch.tensor([1.0, 0, 0]))
+    assert replace(feed, initial_depth=None, constant_depth=None).load([0]).initial_depth is None
+
+
+def test_identity_changes_with_samples_and_data(feed):
+    scenes = dict(feed.scenes)
+    brighter = replace(scenes["a"], images=scenes["a"].images // 2)
+    moved = replace(scenes["b"], world_T_cam=scenes["b"].world_T_cam + 0.25)
+    others = [
+        replace(feed, samples=feed.samples[::-1]),
+        replace(feed, scenes=scenes | {"a": brighter}),
+        replace(feed, scenes=scenes | {"b": moved}),
+        replace(feed, initial_depth=np.asarray(feed.initial_depth) + 1),
+        replace(feed, initial_depth=None),
+        replace(feed, constant_depth=2.0),
+        replace(feed, predict_views=1),
+    ]
+    assert len({feed.identity, *(other.identity for other in others)}) == 8
+    assert replace(feed, scenes=dict(reversed(scenes.items()))).identity == feed.identity
+
+
+@pytest.mark.parametrize("shape", [(3, 2, *SIZE), (4, 2, 6, 9), (4, *SIZE)])
+def test_depth_of_other_samples_is_refused(feed, shape):
+    with pytest.raises(DataError, match=r"initial_depth has shape .*expected \(4, p, 6, 8\).* predict it again"):
+        replace(feed, initial_depth=np.zeros(shape, np.float32))
