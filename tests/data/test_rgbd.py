@@ -139,6 +139,10 @@ def test_stride_count_and_selection(seven):
     assert names(Options(stride=3)) == ["0", "3"]
     assert names(Options(max_frames=2)) == ["0", "1"]
     assert names(Options(), [2, 0]) == ["2", "0"]
+    assert [frame.name for frame in rgbd.frames(seven, "redkitchen/seq-01", Options(stride=3))] == [
+        "frame-000000",
+        "frame-000003",
+    ]
     with pytest.raises(DataError, match="view -1 was asked for"):
         names(Options(), [-1])
 

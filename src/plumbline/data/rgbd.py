@@ -94,6 +94,12 @@ def pairs(raw: Path, scene: str, options: Options) -> dict[str, list[tuple[str, 
     return None
 
 
+def frames(raw: Path, scene: str, options: Options) -> list[Frame]:
+    """The frames that `views` decodes, as they are listed on disk: names, files, world_T_cam (4x4, metres)."""
+    with located(raw):
+        return _usable(_capture(raw, scene, options).frames, scene, options)
+
+
 def alternatives(raw: Path, scene: str, options: Options) -> list[tuple[str, Options]]:
     """The usual misreadings, each as (label, options), without those that read this capture just as `options` does."""
     with located(raw):
