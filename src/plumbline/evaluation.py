@@ -25,7 +25,7 @@ from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, write_json
 from plumbline.metrics import METRICS, Row, ause, check_values, measure, sparsification, valid_mask
 from plumbline.records import Scene
-from plumbline.stored import About, Predictions, StoredSample, read_predictions, suite_fingerprint
+from plumbline.stored import About, Predictions, StoredSample, read_predictions, read_timing, suite_fingerprint
 
 COLUMNS = (*METRICS, "ause")
 HEADLINE = ("all", "none")
@@ -87,6 +87,7 @@ def evaluate(
     another definition of the suite, or give an impossible score.
     """
     summary: dict[str, Any] = {"method": method, "suites": {}}
+    seconds = read_timing(predictions)
     with atomic_folder(out) as temporary:
         for name, suite in suites.items():
             stored = _read(predictions / name, suite)
@@ -97,9 +98,10 @@ def evaluate(
             _write_csv(temporary / f"{name}_scenes.csv", _KEYS[1:2] + _KEYS[3:5], _scene_records(scene_rows))
             if curves:
                 _write_curves(temporary / f"{name}_sparsification.csv", curves)
-            summary["suites"][name] = _summary(
-                stored, reference, suite, rows, scene_rows, bootstrap=bootstrap, seed=seed
-            )
+            summary["suites"][name] = {
+                **_summary(stored, reference, suite, rows, scene_rows, bootstrap=bootstrap, seed=seed),
+                "seconds": seconds[name],
+            }
         write_json(temporary / "summary.json", summary)
     return summary
 
@@ -157,6 +159,16 @@ def assemble_metrics(scores: Path, methods: Sequence[str]) -> dict[str, dict[str
             values = summary["regions"][HEADLINE[0]][HEADLINE[1]]
             table.setdefault(suite, {})[method] = {name: values[name]["mean"] for name in METRICS if name in values}
     return table
+
+
+def tracked_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """`test/<suite>/<method>/<metric>` for the tracking store: region all, alignment none."""
+    return {
+        f"test/{suite}/{summary['method']}/{name}": values["mean"]
+        for suite, scored in summary["suites"].items()
+        for name, values in scored["regions"][HEADLINE[0]][HEADLINE[1]].items()
+        if name in METRICS
+    }
 
 
 def headline(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
@@ -333,7 +345,6 @@ def _summary(
             "depth_min": suite.depth_min,
             "depth_max": suite.depth_max if math.isfinite(suite.depth_max) else None,
         },
-        "seconds": float(np.median([sample.seconds for sample in stored.samples])),
         "common_with": None if reference is None else reference.about.method,
         "dropped": [{"sample": s.sample, "scene": s.scene, "views": s.views, "reason": s.row.reason} for s in dropped],
         "regions": regions,

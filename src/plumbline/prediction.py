@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 
+from plumbline import systems
 from plumbline.config import DatasetConfig, SuiteConfig
 from plumbline.data.samples import build, open_split
 from plumbline.errors import ConfigError, DataError
@@ -19,7 +20,16 @@ from plumbline.feed import SampleFeed
 from plumbline.files import atomic_folder, read_npy, read_pfm, read_png16
 from plumbline.progress import progress
 from plumbline.records import Sample, Scene
-from plumbline.stored import About, Predictions, StackFile, StoredSample, read_for, suite_fingerprint, write_samples
+from plumbline.stored import (
+    About,
+    Predictions,
+    StackFile,
+    StoredSample,
+    read_for,
+    suite_fingerprint,
+    write_samples,
+    write_timing,
+)
 from plumbline.systems.records import Batch, Prediction
 
 # A median over about this many pixels is exact to far below any metric's digits.
@@ -71,6 +81,38 @@ def open_suite(name: str, config: SuiteConfig, *, dataset: DatasetConfig, folder
     return Suite(name, config, scenes, build(config, scenes))
 
 
+def load_method(name: str, params: Mapping[str, Any], *, weights: Path | None, device: str) -> tuple[Any, torch.device]:
+    """The method `name` in inference mode on its device ("auto": a GPU where there is one), with that device.
+
+    `weights` is runs/train/<system>; None for a method that is not trained.
+    """
+    chosen = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    system = systems.build(name, params)
+    if weights is not None:
+        system.load_pretrained(weights / "model.pt")
+    return system.to(chosen).eval(), chosen
+
+
+def training_constants(
+    system: Method, datasets: Mapping[str, DatasetConfig], folder: Path
+) -> dict[str, Constant] | None:
+    """What `constant` answers for each data set below `folder` (data/scenes); None for a method that does not ask."""
+    if "constant_depth" not in system.inputs:
+        return None
+    return {
+        name: constant_depth(open_split(folder / name, config, "train"), config.depth_range)
+        for name, config in datasets.items()
+    }
+
+
+def training_feed(suite: Suite, initial: Path | None) -> SampleFeed:
+    """The samples of `suite` as training reads them, with the depth that the method in `initial` predicted for them."""
+    start = None
+    if initial is not None:
+        start = read_for(initial / suite.name, list(suite.samples), suite_fingerprint(suite.config))
+    return _feed(suite, start, None)
+
+
 def constant_depth(training: Mapping[str, Scene], depth_range: tuple[float, float]) -> Constant:
     """The median truth of the training scenes; the geometric mean of the depth range where these hold no truth.
 
@@ -95,8 +137,10 @@ def predict(
     device: torch.device | str = "cpu",
     initial: Path | None = None,
     constants: Mapping[str, Constant] | None = None,
-) -> None:
-    """Write `out` (predictions/<method>) whole, one folder a suite; nothing is left when anything fails or is stopped.
+) -> dict[str, float]:
+    """Write `out` (predictions/<method>) whole, one folder a suite; returns the median seconds a sample of each.
+
+    Nothing is left when anything fails or is stopped.
 
     The system, already on `device`, sees what its `inputs` name and nothing else. `initial` is the folder of the method
     whose depth it refines (for inputs with initial_depth), `constants` holds a Constant for each data set (for inputs with
@@ -104,6 +148,7 @@ def predict(
     sample for a prediction that is NaN, infinite, negative or of another shape, ConfigError when something it reads is missing.
     """
     system.eval()
+    seconds: dict[str, float] = {}
     with atomic_folder(out) as temporary:
         for suite in suites:
             start = _initial(system, method, suite, initial)
@@ -116,22 +161,28 @@ def predict(
             )
             feed = _feed(suite, start, constant)
             answer = _system_answer(system, method, feed, torch.device(device))
-            _write_suite(temporary / suite.name, about, suite, answer, batch_size=batch_size)
+            seconds[suite.name] = _write_suite(temporary / suite.name, about, suite, answer, batch_size=batch_size)
+        write_timing(temporary, seconds)
+    return seconds
 
 
-def predict_files(folder: Path, *, suites: Sequence[Suite], out: Path, method: str = "file") -> None:
+def predict_files(folder: Path, *, suites: Sequence[Suite], out: Path, method: str = "file") -> dict[str, float]:
     """Write `out` from the depth maps of any estimator: `<folder>/<dataset>/<scene>/<view name>.npy`, `.pfm` or `.png`.
 
     Maps have the size of the canonical images; `.npy` and `.pfm` are metres, `.png` 16-bit millimetres; 0 = no depth. Raises
     DataError for a map that is missing, of another size, or not finite and >= 0.
     """
+    seconds: dict[str, float] = {}
     with atomic_folder(out) as temporary:
         for suite in suites:
             about = _about(
                 method, suite, ["file"], oracle=False, device="file", notes={"source": "depth maps from files"}
             )
             root = folder / suite.config.dataset
-            _write_suite(temporary / suite.name, about, suite, _file_answer(root, suite), batch_size=1)
+            answer = _file_answer(root, suite)
+            seconds[suite.name] = _write_suite(temporary / suite.name, about, suite, answer, batch_size=1)
+        write_timing(temporary, seconds)
+    return seconds
 
 
 def _measured(scene: Scene, step: int) -> Float32[np.ndarray, " n"]:
@@ -247,7 +298,7 @@ def _check_size(path: Path, depth: np.ndarray, size: tuple[int, ...]) -> None:
 
 def _write_suite(
     folder: Path, about: About, suite: Suite, answer: Callable[[Sequence[int]], _Answer], *, batch_size: int
-) -> None:
+) -> float:
     folder.mkdir(parents=True)
     count = len(suite.samples)
     stored = [_stored(suite, sample) for sample in suite.samples]
@@ -263,13 +314,13 @@ def _write_suite(
             _append(stacks, got, about)
             seconds += [got.seconds] * len(indices)
             show(indices[-1] + 1, {"s/sample": got.seconds})
-    samples = [StoredSample(s.scene, s.views, s.names, cost) for s, cost in zip(stored, seconds, strict=True)]
-    write_samples(folder, about, samples)
+    write_samples(folder, about, stored)
+    return float(np.median(seconds))
 
 
 def _stored(suite: Suite, sample: Sample) -> StoredSample:
     names = suite.scenes[sample.scene].view_names
-    return StoredSample(sample.scene, sample.views, tuple(names[view] for view in sample.views), 0.0)
+    return StoredSample(sample.scene, sample.views, tuple(names[view] for view in sample.views))
 
 
 def _open_stacks(folder: Path, got: _Answer, count: int, closing: ExitStack) -> dict[str, StackFile]:

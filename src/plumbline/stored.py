@@ -1,12 +1,13 @@
 """Predictions on disk, `predictions/<method>/<suite>/`: what a method answered, and what it was allowed to look at.
 
-`samples.json` names every sample (scene, views, seconds), the method's inputs, whether the truth was among them (an oracle), and
+`samples.json` names every sample (scene, views), the method's inputs, whether the truth was among them (an oracle), and
 the fingerprint of the suite; `depth.npy` is f32 (n, p, h, w), metres, 0 = abstains, and `confidence.npy`, where a method
 has one, f32 of the same shape in [0, 1], higher = surer. Row i belongs to sample i, its first map to the reference view.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -26,12 +27,11 @@ _EVALUATION_ONLY = frozenset({"depth_min", "depth_max"})
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample by its scene, view indices and names (reference first), and what predicting it cost in seconds."""
+    """A sample by its scene, view indices and names (reference first)."""
 
     scene: str
     views: tuple[int, ...]
     names: tuple[str, ...]
-    seconds: float
 
     @property
     def label(self) -> str:
@@ -80,8 +80,7 @@ def read_predictions(folder: Path) -> Predictions:
         )
     about = About(**(stored["about"] | {"inputs": tuple(stored["about"]["inputs"])}))
     samples = tuple(
-        StoredSample(item["scene"], tuple(item["views"]), tuple(item["names"]), item["seconds"])
-        for item in stored["samples"]
+        StoredSample(item["scene"], tuple(item["views"]), tuple(item["names"])) for item in stored["samples"]
     )
     depth = read_npy(folder / "depth.npy", memory_map=True)
     file = folder / "confidence.npy"
@@ -107,9 +106,20 @@ def read_for(folder: Path, samples: list[Sample], fingerprint: str) -> Predictio
 
 
 def write_samples(folder: Path, about: About, samples: list[StoredSample]) -> None:
-    """Write `samples.json`; seconds are rounded to a tenth of a millisecond."""
-    rows = [asdict(sample) | {"seconds": round(sample.seconds, 4)} for sample in samples]
+    """Write `samples.json`: nothing that differs between two runs, so that what is made of it stays cached."""
+    rows = [asdict(sample) for sample in samples]
     write_json(folder / "samples.json", {"format": FORMAT_VERSION, "about": asdict(about), "samples": rows})
+
+
+def write_timing(folder: Path, seconds: Mapping[str, float]) -> None:
+    """Write `timing.json` of a method's folder: median seconds a sample, by suite."""
+    write_json(folder / "timing.json", {suite: round(value, 4) for suite, value in seconds.items()})
+
+
+def read_timing(folder: Path) -> dict[str, float]:
+    """Median seconds a sample, by suite."""
+    timing: dict[str, float] = read_json(folder / "timing.json")
+    return timing
 
 
 class StackFile:
