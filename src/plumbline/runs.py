@@ -27,7 +27,7 @@ def run_params(params: Path, *, name: str, root: Path) -> int:
     """
     complete = merged(load_params(root / "params.yaml"), expanded(load_params(params)))
     clone = root / ".runs" / name
-    _clone(root, clone)
+    clone_worktree(root, clone)
     _write_yaml(clone / "params.yaml", complete)
     graph = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     datasets = value(load_params(root / "params.yaml"), "graph.datasets")
@@ -70,13 +70,15 @@ def _variable(match: re.Match[str]) -> str:
 
 
 def with_datasets(graph: Mapping[str, Any], old: Sequence[str], new: Sequence[str]) -> dict[str, Any]:
-    """dvc.yaml's content with the scenes and checks of the data sets `old`, listed as deps, replaced by those of `new`."""
+    """dvc.yaml's content for other data sets: a stage that depends on all of `old` then depends on all of `new`.
+
+    DVC cannot take a list of deps from params.yaml. A stage that names some of `old` only (training) stays as it is.
+    """
     stages = {}
     for name, stage in graph["stages"].items():
         body = stage.get("do", stage)
-        deps = _with_datasets(body.get("deps", []), old, new)
-        changed = {**body, "deps": deps}
-        stages[name] = {**stage, "do": changed} if "do" in stage else {**stage, "deps": deps}
+        changed = {**body, "deps": _with_datasets(body.get("deps", []), old, new)}
+        stages[name] = {**stage, "do": changed} if "do" in stage else changed
     return {**graph, "stages": stages}
 
 
@@ -84,12 +86,14 @@ def _with_datasets(deps: Sequence[str], old: Sequence[str], new: Sequence[str]) 
     result: list[str] = []
     for dep in deps:
         match = _SCENE_FILES.match(dep)
-        swapped = [f"data/{match[1]}/{name}" for name in new] if match and match[2] in old else [dep]
+        swaps = match is not None and all(f"data/{match[1]}/{name}" in deps for name in old)
+        swapped = [f"data/{match[1]}/{name}" for name in new] if match is not None and swaps else [dep]
         result += [item for item in swapped if item not in result]
     return result
 
 
-def _clone(root: Path, clone: Path) -> None:
+def clone_worktree(root: Path, clone: Path) -> None:
+    """Make or refresh `clone`: a git clone of `root` with its work tree as it is now, sharing its DVC cache."""
     if not (clone / ".git").exists():
         clone.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(clone, ignore_errors=True)

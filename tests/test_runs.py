@@ -1,0 +1,69 @@
+"""Another set of inputs: merged params, a graph with other data sets, a clone of the work tree."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from plumbline import runs
+from plumbline.errors import ConfigError
+
+
+def test_merging_goes_key_by_key_and_replaces_where_told() -> None:
+    base = {"lr": 1, "suites": {"a": {"x": 1}, "b": {"x": 2}}, "datasets": {"dtu": 1}}
+    over = {"lr": 2, "suites": {"a": {"y": 3}}, "datasets!": {"rooms": 1}}
+    assert runs.merged(base, over) == {
+        "lr": 2,
+        "suites": {"a": {"x": 1, "y": 3}, "b": {"x": 2}},
+        "datasets": {"rooms": 1},
+    }
+    assert base["suites"] == {"a": {"x": 1}, "b": {"x": 2}}
+
+
+def test_variables_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_FOLDER", "here")
+    assert runs.expanded({"a": ["${SOME_FOLDER}/x"], "b": 1}) == {"a": ["here/x"], "b": 1}
+    with pytest.raises(ConfigError, match="ABSENT_FOLDER, which the params file uses, is not set"):
+        runs.expanded("${ABSENT_FOLDER}")
+
+
+def test_only_stages_on_all_data_sets_follow_the_new_ones() -> None:
+    everything = ["code.py", "data/scenes/dtu", "data/scenes/sun3d", "data/checks/dtu", "data/checks/sun3d"]
+    graph = {
+        "stages": {
+            "predict": {"foreach": ["a"], "do": {"deps": everything}},
+            "train": {"deps": ["data/scenes/dtu"]},
+            "parse": {"cmd": "x"},
+        }
+    }
+    changed = runs.with_datasets(graph, ["dtu", "sun3d"], ["dtu", "rooms"])["stages"]
+    expected = ["code.py", "data/scenes/dtu", "data/scenes/rooms", "data/checks/dtu", "data/checks/rooms"]
+    assert changed["predict"]["do"]["deps"] == expected
+    assert changed["train"]["deps"] == ["data/scenes/dtu"]
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_a_clone_has_the_work_tree_as_it_is(tmp_path: Path) -> None:
+    root, clone = tmp_path / "root", tmp_path / "clones" / "x"
+    (root / ".dvc").mkdir(parents=True)
+    git(root, "init")
+    for name in (".dvc/config", "kept.txt", "removed.txt", ".gitignore"):
+        (root / name).write_text("ignored.txt" if name == ".gitignore" else "old")
+    git(root, "add", ".")
+    git(root, "commit", "-m", "first")
+    (root / "kept.txt").write_text("changed")
+    (root / "new.txt").write_text("new")
+    (root / "ignored.txt").write_text("no")
+    (root / "removed.txt").unlink()
+    for _ in range(2):
+        runs.clone_worktree(root, clone)
+        assert (clone / "kept.txt").read_text() == "changed"
+        assert (clone / "new.txt").read_text() == "new"
+        assert not (clone / "removed.txt").exists()
+        assert not (clone / "ignored.txt").exists()
+        assert str(root / ".dvc/cache") in (clone / ".dvc/config.local").read_text()
+        (clone / "kept.txt").write_text("made by an earlier run")
