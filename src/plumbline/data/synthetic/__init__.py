@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plumbline.data.synthetic import paths, write
-from plumbline.data.synthetic.render import depth_map, render, shadow_map
+from plumbline.data.synthetic.render import depth_map, prepare, render
 from plumbline.data.synthetic.scenes import ARRANGEMENTS, arrangement, room
-from plumbline.data.synthetic.sensor import Sensor, measure, photograph
-from plumbline.data.synthetic.world import Camera
+from plumbline.data.synthetic.sensor import Sensor, measure, of_scene, photograph
+from plumbline.data.synthetic.world import Camera, look_at
 
 _COLOUR_PERIOD, _DEPTH_PERIOD = 33_516, 33_369
 _DTU_LIGHT = 3
@@ -43,7 +43,7 @@ class Config(BaseModel):
         (0.425, 0.935), description="DTU: depth outside this is not measured, metres"
     )
     jpeg_quality: int = Field(92, ge=1, le=100)
-    sensor: Sensor = Sensor()
+    sensor: Sensor = Sensor.model_validate({})
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -106,22 +106,22 @@ def _write_rig(config: Config, out: Path) -> None:
 
 
 def _make_scan(config: Config, index: int, out: Path, rng: np.random.Generator) -> None:
-    kinds = tuple(ARRANGEMENTS)
-    world = arrangement(kinds[index % len(kinds)], rng)
-    shadow = shadow_map(world)
+    kinds, sensor = tuple(ARRANGEMENTS), of_scene(config.sensor, rng)
+    stage = prepare(arrangement(kinds[index % len(kinds)], rng))
     for view, world_T_cam in enumerate(paths.rig(config.views)):
-        light, depth = render(world, shadow, Camera(_image_K(config), world_T_cam, config.size))
+        light, depth = render(stage, Camera(_image_K(config), world_T_cam, config.size))
         nearest, farthest = config.depth_range
         # Image pixel (4u, 4v) and depth pixel (u, v) are one ray: the intrinsics differ by the factor 4 exactly.
         coarse = depth[::4, ::4]
         truth = np.where((coarse >= nearest) & (coarse <= farthest), coarse * 1000, 0).astype(np.float32)
-        write.dtu_view(out, config.scenes[index], view, _DTU_LIGHT, photograph(light, config.sensor, rng), truth)
+        write.dtu_view(out, config.scenes[index], view, _DTU_LIGHT, photograph(light, sensor, rng), truth)
 
 
 def _make_sequence(config: Config, index: int, out: Path, rng: np.random.Generator) -> None:
     root = out / config.scenes[index]
     world, size = room(rng)
-    shadow, path = shadow_map(world), paths.walk(rng, size)
+    sensor = of_scene(config.sensor, rng)
+    stage, path = prepare(world), paths.walk(rng, size)
     focal = _KINECT_FOCAL * config.size[1] / _KINECT_WIDTH
     K = np.array([[focal, 0, config.size[1] / 2], [0, focal, config.size[0] / 2], [0, 0, 1]])
     write.sun3d_intrinsics(root, K)
@@ -131,11 +131,11 @@ def _make_sequence(config: Config, index: int, out: Path, rng: np.random.Generat
     colour = [start + number * _COLOUR_PERIOD for number in range(config.views)]
     places = np.stack([path(time / 1e6) for time in colour])
     for number, (time, place) in enumerate(zip(colour, places), start=1):
-        light, _ = render(world, shadow, Camera(K, place, config.size))
-        write.sun3d_image(root, number, time, photograph(light, config.sensor, rng), quality=config.jpeg_quality)
+        light, _ = render(stage, Camera(K, place, config.size))
+        write.sun3d_image(root, number, time, photograph(light, sensor, rng), quality=config.jpeg_quality)
     for number, time in depth_frames:
-        depth = depth_map(world, Camera(K, path(time / 1e6), config.size))
-        write.sun3d_depth(root, number, time, measure(depth, focal, config.sensor, rng))
+        depth = depth_map(stage, Camera(K, path(time / 1e6), config.size))
+        write.sun3d_depth(root, number, time, measure(depth, focal, sensor, rng))
     _write_versions(root, index, places, rng)
 
 
@@ -159,7 +159,7 @@ def _write_versions(root: Path, index: int, places: np.ndarray, rng: np.random.G
     if index % 2 == 0:
         return
     drift = np.cumsum(rng.normal(0, 0.004, (len(places), 3)), axis=0)
-    other_T_world = paths.look_at(rng.uniform(-2, 2, 3), rng.uniform(-1, 1, 3))
+    other_T_world = look_at(rng.uniform(-2, 2, 3), rng.uniform(-1, 1, 3))
     older = other_T_world @ places
     older[:, :3, 3] += drift
     write.sun3d_poses(root, _VERSIONS[0], older)

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from plumbline.data.geometry import invert
 from plumbline.data.synthetic.shapes import Origin, Triple
-from plumbline.data.synthetic.texture import sample
-from plumbline.data.synthetic.world import Camera, Light, Material, Solid, World, look_at
+from plumbline.data.synthetic.texture import Texture, lookup, sample
+from plumbline.data.synthetic.world import Camera, Light, Solid, World, look_at
 
 _SHADOW_SIDE = 640
 _FACES = 8
 _SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
-# Half the nadir colour for surfaces that face down keeps undersides from being flat grey.
+# A step of the summed linear RGB below this makes no jagged edge.
+_VISIBLE = 0.015
+# The sky lights what faces up more than what faces down, by this share either way.
 _SKY = 0.3
 
 
@@ -26,177 +28,124 @@ _SKY = 0.3
 class Shadow:
     """The lamp's view: mean and mean square of z, blurred, for a soft shadow (variance shadow maps, Donnelly 2006)."""
 
-    lamp_T_world: np.ndarray
+    lamp_T_world: Float64[np.ndarray, "4 4"]
     spread: float
     moments: Float32[np.ndarray, "s s 2"]
 
 
 @dataclass(frozen=True)
-class Rays:
-    """Rays (x, y, 1) of one camera; `pixel` is the width of a pixel at z = 1."""
+class Skins:
+    """The materials of all faces as columns; row = solid * 8 + face. `across`, `down`: metres a period of the texture."""
 
-    world_T_cam: np.ndarray
+    textures: tuple[Texture, ...]
+    texture: np.ndarray
+    tint: np.ndarray
+    contrast: np.ndarray
+    gloss: np.ndarray
+    shininess: np.ndarray
+    across: np.ndarray
+    down: np.ndarray
+    offset: np.ndarray
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The solids of a world, the corners of their bounding boxes in the world frame, and the transforms into their frames."""
+
+    solids: tuple[Solid, ...]
+    corners_world: Float64[np.ndarray, "n 8 3"]
+    local_T_world: Float64[np.ndarray, "n 4 4"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A World made ready for casting: geometry, materials by face, shadow."""
+
+    world: World
+    geometry: Geometry
+    skins: Skins
+    shadow: Shadow
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays (x, y, 1) of one camera, x and y broadcasting; `pixel` is the width of a pixel at z = 1."""
+
+    world_T_cam: Float64[np.ndarray, "4 4"]
     x: np.ndarray
     y: np.ndarray
     pixel: float
 
 
-def shadow_map(world: World) -> Shadow:
-    """What the lamp of a world sees."""
-    light = world.light
-    world_T_lamp = look_at(light.position, light.target + np.array([0.0, 0.0, 1e-6]))
-    steps = ((np.arange(_SHADOW_SIDE, dtype=np.float32) + 0.5) / _SHADOW_SIDE * 2 - 1) * np.float32(light.spread)
-    z, _ = cast(world.solids, Rays(world_T_lamp, steps[None, :], steps[:, None], 0.0))
-    z = np.minimum(z, np.float32(4 * np.linalg.norm(light.target - light.position)))
-    moments = cv2.GaussianBlur(np.stack([z, z * z], axis=-1), (0, 0), 2.0)
-    return Shadow(invert(world_T_lamp), light.spread, moments)
+@dataclass(frozen=True)
+class Hits:
+    """Where a list of rays met solids: points and normals (3, n) in the world frame, texture coordinates in metres, face rows."""
+
+    points_world: np.ndarray
+    normals_world: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    skin: np.ndarray
 
 
-def depth_map(world: World, camera: Camera) -> Float32[np.ndarray, "h w"]:
+def prepare(world: World) -> Stage:
+    """A world with all that does not depend on the view worked out, its shadow among it."""
+    signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(8, 3)
+    placed = np.stack([solid.world_T_local for solid in world.solids])
+    boxes = np.stack([np.asarray(solid.shape.bounds()) * signs for solid in world.solids])
+    corners = boxes @ placed[:, :3, :3].swapaxes(1, 2) + placed[:, None, :3, 3]
+    geometry = Geometry(world.solids, corners, invert(placed))
+    return Stage(world, geometry, _skins(world.solids), _shadow(world, geometry))
+
+
+def depth_map(stage: Stage, camera: Camera) -> Float32[np.ndarray, "h w"]:
     """Exact z at the pixel centres, in metres; 0 where no solid is met."""
-    z, _ = cast(world.solids, _grid(camera))
+    z, _ = _cast(stage.geometry, _grid(camera))
     return np.where(np.isfinite(z), z, np.float32(0))
 
 
-def render(world: World, shadow: Shadow, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Linear RGB reflected towards the camera, (h, w, 3) float32, and exact z at the pixel centres, (h, w) float32, metres."""
+def render(stage: Stage, camera: Camera) -> tuple[Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w"]]:
+    """Linear RGB reflected towards the camera, and exact z at the pixel centres in metres (0: no solid)."""
     rays = _grid(camera)
-    z, ids = cast(world.solids, rays)
-    height, width = camera.size
+    z, ids = _cast(stage.geometry, rays)
     x, y = (np.broadcast_to(axis, camera.size).ravel() for axis in (rays.x, rays.y))
     flat = Rays(rays.world_T_cam, x, y, rays.pixel)
-    colours, keys = shade(world, shadow, flat, z.ravel(), ids.ravel())
-    border = np.flatnonzero(_borders(keys.reshape(height, width)))
-    colours[border] = _supersampled(world, shadow, flat, border)
-    return colours.reshape(height, width, 3), np.where(np.isfinite(z), z, np.float32(0))
+    colours, skin = _shade(stage, flat, z.ravel(), ids.ravel())
+    image = colours.reshape(*camera.size, 3)
+    border = np.flatnonzero(_borders(skin.reshape(camera.size), image))
+    colours[border] = _supersampled(stage, flat, border)
+    return image, np.where(np.isfinite(z), z, np.float32(0))
 
 
-def cast(solids: tuple[Solid, ...], rays: Rays) -> tuple[np.ndarray, np.ndarray]:
-    """z of the first solid on each ray (infinity: none) and its index (-1: none), in the broadcast shape of x and y."""
-    shape = np.broadcast(rays.x, rays.y).shape
-    z, ids = np.full(shape, np.inf, np.float32), np.full(shape, -1, np.int16)
-    cam_T_world = invert(rays.world_T_cam)
-    for index, solid in enumerate(solids):
-        window = _window(solid, cam_T_world)
-        if window is None:
-            continue
-        where = _inside(rays, window)
-        x, y = (rays.x[:, where[1]], rays.y[where[0]]) if isinstance(where, tuple) else (rays.x[where], rays.y[where])
-        if x.size == 0 or y.size == 0:
-            continue
-        origin, direction = _to_local(solid, rays.world_T_cam, x, y)
-        t = solid.shape.intersect(origin, direction)
-        nearer = t < z[where]
-        z[where] = np.where(nearer, t, z[where])
-        ids[where] = np.where(nearer, np.int16(index), ids[where])
-    return z, ids
+def _skins(solids: tuple[Solid, ...]) -> Skins:
+    faces = [(solid, face, solid.materials[face % len(solid.materials)]) for solid in solids for face in range(_FACES)]
+    # A face number past a shape's last one is never met: any extent will do.
+    periods = [(m.tile, m.tile) if m.tile else solid.shape.extent(min(face, 5)) for solid, face, m in faces]
+    textures = list({id(m.texture): m.texture for _, _, m in faces}.values())
+    index = {id(texture): k for k, texture in enumerate(textures)}
+    return Skins(
+        tuple(textures),
+        texture=np.array([index[id(m.texture)] for _, _, m in faces], np.int16),
+        tint=np.array([m.tint for _, _, m in faces], np.float32),
+        contrast=np.array([m.contrast for _, _, m in faces], np.float32),
+        gloss=np.array([m.gloss for _, _, m in faces], np.float32),
+        shininess=np.array([m.shininess for _, _, m in faces], np.float32),
+        across=np.array([across for across, _ in periods], np.float32),
+        down=np.array([down for _, down in periods], np.float32),
+        # Faces of one solid show different parts of a tiled texture; a print starts at the face's corner.
+        offset=np.array([0.37 * face if m.tile else 0.0 for _, face, m in faces], np.float32),
+    )
 
 
-def shade(
-    world: World, shadow: Shadow, rays: Rays, z: np.ndarray, ids: np.ndarray
-) -> tuple[Float32[np.ndarray, "n 3"], Int[np.ndarray, " n"]]:
-    """Colour of each ray of a list, and a key that differs where the solid or its face does (-1: background)."""
-    colours = np.full((len(z), 3), np.float32(0)) + np.float32(world.background)
-    keys = np.full(len(z), -1, np.int32)
-    order = np.argsort(ids, kind="stable")
-    limits = np.searchsorted(ids[order], np.arange(len(world.solids) + 1))
-    for index, solid in enumerate(world.solids):
-        chosen = order[limits[index] : limits[index + 1]]
-        if len(chosen):
-            part = Rays(rays.world_T_cam, rays.x[chosen], rays.y[chosen], rays.pixel)
-            colours[chosen], faces = _shade_solid(solid, world.light, shadow, part, z[chosen])
-            keys[chosen] = index * _FACES + faces
-    return colours, keys
-
-
-def _shade_solid(
-    solid: Solid, light: Light, shadow: Shadow, rays: Rays, z: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    origin, direction = _to_local(solid, rays.world_T_cam, rays.x, rays.y)
-    local = np.stack([o + z * d for o, d in zip(origin, direction)])
-    normals_local, u, v, faces = solid.shape.surface(local)
-    points, normals = _to_world(solid, local, normals_local)
-    to_eye = rays.world_T_cam[:3, 3].astype(np.float32)[:, None] - points
-    to_eye /= np.linalg.norm(to_eye, axis=0)
-    facing = np.abs(np.sum(normals * to_eye, axis=0))
-    # The footprint of a pixel is stretched along one direction by 1/cos: its geometric mean with the other is filtered.
-    footprint = z * np.float32(rays.pixel) / np.sqrt(np.maximum(facing, 0.05))
-    albedo, gloss, shininess = _reflectance(solid, u, v, faces, footprint)
-    return _lit(light, shadow, points, normals, to_eye, albedo, gloss, shininess), faces
-
-
-def _reflectance(
-    solid: Solid, u: np.ndarray, v: np.ndarray, faces: np.ndarray, footprint: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    albedo = np.empty((len(u), 3), np.float32)
-    gloss, shininess = np.empty(len(u), np.float32), np.empty(len(u), np.float32)
-    for face in np.unique(faces):
-        chosen = np.flatnonzero(faces == face)
-        material = solid.materials[face % len(solid.materials)]
-        albedo[chosen] = _albedo(
-            material, solid.shape.extent(int(face)), int(face), u[chosen], v[chosen], footprint[chosen]
-        )
-        gloss[chosen], shininess[chosen] = material.gloss, material.shininess
-    return albedo, gloss, shininess
-
-
-def _albedo(
-    material: Material, extent: tuple[float, float], face: int, u: np.ndarray, v: np.ndarray, footprint: np.ndarray
-) -> np.ndarray:
-    across, down = extent if material.tile is None else (material.tile, material.tile)
-    # Faces of one solid show different parts of a tiled texture.
-    offset = 0.0 if material.tile is None else 0.37 * face
-    texel = min(across, down) / material.texture.levels[0].shape[0]
-    level = np.log2(np.maximum(footprint / texel, 1e-3))
-    colours = sample(material.texture, u / across + offset, v / down + offset, level)
-    return np.float32(material.tint) * np.maximum(1 + np.float32(material.contrast) * (colours - 1), 0.02)
-
-
-def _lit(
-    light: Light,
-    shadow: Shadow,
-    points: np.ndarray,
-    normals: np.ndarray,
-    to_eye: np.ndarray,
-    albedo: np.ndarray,
-    gloss: np.ndarray,
-    shininess: np.ndarray,
-) -> Float32[np.ndarray, "n 3"]:
-    to_lamp = light.position.astype(np.float32)[:, None] - points
-    distance = np.linalg.norm(to_lamp, axis=0)
-    to_lamp /= distance
-    reach = np.float32(np.linalg.norm(light.position - light.target))
-    seen = _lit_fraction(shadow, points) * np.minimum(reach / distance, 1.6)
-    lambert = np.maximum(np.sum(normals * to_lamp, axis=0), 0) * seen
-    fill = np.maximum(light.fill_direction.astype(np.float32) @ normals, 0)
-    sky = light.ambient * (1 - _SKY * normals[1])
-    half = to_lamp + to_eye
-    half /= np.maximum(np.linalg.norm(half, axis=0), 1e-6)
-    highlight = gloss * np.maximum(np.sum(normals * half, axis=0), 0) ** shininess * seen
-    return albedo * (sky + light.key * lambert + light.fill * fill)[:, None] + highlight[:, None]
-
-
-def _lit_fraction(shadow: Shadow, points: np.ndarray) -> Float32[np.ndarray, " n"]:
-    local = shadow.lamp_T_world[:3, :3].astype(np.float32) @ points + shadow.lamp_T_world[:3, 3:].astype(np.float32)
-    z = np.maximum(local[2], 1e-3)
-    side = shadow.moments.shape[0]
-    u, v = ((local[k] / z / shadow.spread + 1) * side / 2 - 0.5 for k in (0, 1))
-    mean, square = _lookup(shadow.moments, u, v).T
-    variance = np.maximum(square - mean * mean, (0.004 * z) ** 2)
-    behind = np.maximum(z - mean - 0.002 * z, 0)
-    lit = variance / (variance + behind * behind)
-    outside = (u < 0) | (v < 0) | (u > side - 1) | (v > side - 1) | (local[2] <= 0)
-    # Chebyshev's bound leaks light behind thin occluders: its low end is cut off.
-    return np.where(outside, np.float32(1), np.clip((lit - 0.25) / 0.75, 0, 1)).astype(np.float32)
-
-
-def _lookup(moments: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    row = 1024
-    rows = -(-len(u) // row)
-    maps = np.zeros((2, rows * row), np.float32)
-    maps[0, : len(u)], maps[1, : len(u)] = u, v
-    x, y = maps.reshape(2, rows, row)
-    return cv2.remap(moments, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, 2)[: len(u)]
+def _shadow(world: World, geometry: Geometry) -> Shadow:
+    light = world.light
+    # A lamp that shines straight down has no upright: a hair's breadth aside gives it one.
+    world_T_lamp = look_at(light.position, light.target + np.array([0.0, 0.0, 1e-6]))
+    steps = ((np.arange(_SHADOW_SIDE, dtype=np.float32) + 0.5) / _SHADOW_SIDE * 2 - 1) * np.float32(light.spread)
+    z, _ = _cast(geometry, Rays(world_T_lamp, steps[None, :], steps[:, None], 0.0))
+    z = np.minimum(z, np.float32(4 * np.linalg.norm(light.target - light.position)))
+    moments = cv2.GaussianBlur(np.stack([z, z * z], axis=-1), (0, 0), 2.0)
+    return Shadow(invert(world_T_lamp), light.spread, np.asarray(moments, np.float32))
 
 
 def _grid(camera: Camera) -> Rays:
@@ -207,41 +156,54 @@ def _grid(camera: Camera) -> Rays:
     return Rays(camera.world_T_cam, x[None, :], y[:, None], float(1 / K[0, 0]))
 
 
-def _borders(keys: Int[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    border = np.zeros(keys.shape, bool)
-    down, right = keys[1:] != keys[:-1], keys[:, 1:] != keys[:, :-1]
-    border[1:] |= down
-    border[:-1] |= down
-    border[:, 1:] |= right
-    border[:, :-1] |= right
-    return border
+def _cast(geometry: Geometry, rays: Rays) -> tuple[np.ndarray, np.ndarray]:
+    """z of the first solid on each ray (infinity: none) and its index (-1: none), in the broadcast shape of x and y."""
+    shape = np.broadcast(rays.x, rays.y).shape
+    z, ids = np.full(shape, np.inf, np.float32), np.full(shape, -1, np.int16)
+    local_T_cam = geometry.local_T_world @ rays.world_T_cam
+    for index, nearest, window in _windows(geometry.corners_world, rays):
+        where = _inside(rays, window)
+        x, y = (rays.x[:, where[1]], rays.y[where[0]]) if isinstance(where, tuple) else (rays.x[where], rays.y[where])
+        current = z[where]
+        if current.size == 0 or current.max() <= nearest:
+            continue
+        origin, direction = _to_local(local_T_cam[index], x, y)
+        t = geometry.solids[index].shape.intersect(origin, direction)
+        nearer = t < current
+        z[where] = np.where(nearer, t, current)
+        ids[where] = np.where(nearer, np.int16(index), ids[where])
+    return z, ids
 
 
-def _supersampled(world: World, shadow: Shadow, rays: Rays, chosen: np.ndarray) -> Float32[np.ndarray, "n 3"]:
-    steps = np.array(_SUBPIXELS, np.float32) * np.float32(rays.pixel)
-    x = (rays.x[chosen, None] + steps[:, 0]).ravel()
-    y = (rays.y[chosen, None] + steps[:, 1]).ravel()
-    fine = Rays(rays.world_T_cam, x, y, rays.pixel)
-    z, ids = cast(world.solids, fine)
-    colours, _ = shade(world, shadow, fine, z, ids)
-    return colours.reshape(len(chosen), len(_SUBPIXELS), 3).mean(axis=1)
+def _windows(corners_world: np.ndarray, rays: Rays) -> list[tuple[int, float, np.ndarray]]:
+    """Of each solid that may be seen: index, z of its nearest corner, bounds (x0, x1, y0, y1) of its corners at z = 1.
+
+    Nearest first, so that what is hidden altogether is passed over; those around the camera, such as a room, last.
+    """
+    cam_T_world = invert(rays.world_T_cam)
+    corners = corners_world @ cam_T_world[:3, :3].T + cam_T_world[:3, 3]
+    z = corners[..., 2]
+    nearest = z.min(axis=1)
+    flat = corners[..., :2] / np.maximum(z, 1e-3)[..., None]
+    low, high = flat.min(axis=1), flat.max(axis=1)
+    bounds = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
+    # A solid that reaches behind the camera has no bounds: it may be met by any ray.
+    around = nearest <= 1e-3
+    bounds[around] = [-np.inf, np.inf, -np.inf, np.inf]
+    seen = (z.max(axis=1) > 0) & _overlap(bounds, rays)
+    order = np.argsort(np.where(around, np.inf, nearest), kind="stable")
+    return [(int(index), float(nearest[index]), bounds[index]) for index in order[seen[order]]]
 
 
-def _window(solid: Solid, cam_T_world: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Bounds (x0, x1, y0, y1) at z = 1 of a solid's box; all of it when the box reaches behind the camera; None if it is behind."""
-    signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, 8)
-    corners = np.asarray(solid.shape.bounds())[:, None] * signs
-    cam_T_local = cam_T_world @ solid.world_T_local
-    x, y, z = cam_T_local[:3, :3] @ corners + cam_T_local[:3, 3:]
-    if z.max() <= 0:
-        return None
-    if z.min() <= 1e-3:
-        return -np.inf, np.inf, -np.inf, np.inf
-    return float((x / z).min()), float((x / z).max()), float((y / z).min()), float((y / z).max())
+def _overlap(bounds: np.ndarray, rays: Rays) -> np.ndarray:
+    if rays.x.size == 0:
+        return np.zeros(len(bounds), bool)
+    across = (bounds[:, 0] <= rays.x.max()) & (bounds[:, 1] >= rays.x.min())
+    return np.asarray(across & (bounds[:, 2] <= rays.y.max()) & (bounds[:, 3] >= rays.y.min()))
 
 
-def _inside(rays: Rays, window: tuple[float, float, float, float]) -> tuple[slice, slice] | np.ndarray:
-    x0, x1, y0, y1 = window
+def _inside(rays: Rays, window: np.ndarray) -> tuple[slice, slice] | np.ndarray:
+    x0, x1, y0, y1 = (float(bound) for bound in window)
     if rays.x.ndim == 2:
         return _span(rays.y[:, 0], y0, y1), _span(rays.x[0], x0, x1)
     return np.flatnonzero((rays.x >= x0) & (rays.x <= x1) & (rays.y >= y0) & (rays.y <= y1))
@@ -252,14 +214,124 @@ def _span(values: np.ndarray, low: float, high: float) -> slice:
     return slice(max(0, int(np.searchsorted(values, low)) - 1), int(np.searchsorted(values, high)) + 1)
 
 
-def _to_local(solid: Solid, world_T_cam: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[Origin, Triple]:
-    local_T_cam = invert(solid.world_T_local) @ world_T_cam
-    rows = [[np.float32(value) for value in row] for row in local_T_cam[:3, :3]]
-    dx, dy, dz = (a * x + b * y + c for a, b, c in rows)
-    ox, oy, oz = (float(value) for value in local_T_cam[:3, 3])
+def _to_local(local_T_cam: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[Origin, Triple]:
+    dx, dy, dz = (a * x + (b * y + c) for a, b, c in local_T_cam[:3, :3].tolist())
+    ox, oy, oz = local_T_cam[:3, 3].tolist()
     return (ox, oy, oz), (dx, dy, dz)
 
 
-def _to_world(solid: Solid, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    turn = solid.world_T_local[:3, :3].astype(np.float32)
-    return turn @ points + solid.world_T_local[:3, 3:].astype(np.float32), turn @ normals
+def _shade(stage: Stage, rays: Rays, z: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colour (n, 3) of each ray of a list, and its row in Skins (-1: background)."""
+    colours = np.empty((len(z), 3), np.float32)
+    colours[:] = stage.world.background
+    skin = np.full(len(z), -1, np.int32)
+    order = np.argsort(ids, kind="stable")
+    order = order[np.searchsorted(ids[order], 0) :]
+    met = Rays(rays.world_T_cam, rays.x[order], rays.y[order], rays.pixel)
+    hits = _surfaces(stage.world.solids, met, z[order], ids[order])
+    skin[order] = hits.skin
+    to_eye = rays.world_T_cam[:3, 3].astype(np.float32)[:, None] - hits.points_world
+    to_eye /= np.linalg.norm(to_eye, axis=0)
+    facing = np.abs(np.sum(hits.normals_world * to_eye, axis=0))
+    # A pixel's footprint is stretched along one direction by 1/cos: its geometric mean with the other is filtered.
+    footprint = z[order] * np.float32(rays.pixel) / np.sqrt(np.maximum(facing, 0.05))
+    albedo = _albedo(stage.skins, hits, footprint)
+    colours[order] = _lit(stage, hits, to_eye, albedo)
+    return colours, skin
+
+
+def _surfaces(solids: tuple[Solid, ...], rays: Rays, z: np.ndarray, ids: np.ndarray) -> Hits:
+    """Hits of rays that are sorted by solid."""
+    cam = rays.world_T_cam.astype(np.float32)
+    points = cam[:3, :3] @ np.stack([rays.x * z, rays.y * z, z]) + cam[:3, 3:]
+    normals, uv, skin = np.empty_like(points), np.empty((2, len(z)), np.float32), np.empty(len(z), np.int32)
+    limits = np.searchsorted(ids, np.arange(len(solids) + 1))
+    for index in np.unique(ids):
+        part = slice(limits[index], limits[index + 1])
+        solid = solids[index]
+        turn, centre = solid.world_T_local[:3, :3].astype(np.float32), solid.world_T_local[:3, 3:].astype(np.float32)
+        local = turn.T @ (points[:, part] - centre)
+        normals_local, uv[0, part], uv[1, part], faces = solid.shape.surface(local)
+        normals[:, part] = turn @ normals_local
+        skin[part] = index * _FACES + faces
+    return Hits(points, normals, uv[0], uv[1], skin)
+
+
+def _albedo(skins: Skins, hits: Hits, footprint: np.ndarray) -> np.ndarray:
+    across, down, offset = skins.across[hits.skin], skins.down[hits.skin], skins.offset[hits.skin]
+    u, v = hits.u / across + offset, hits.v / down + offset
+    side = skins.textures[0].levels[0].shape[0]
+    level = np.log2(np.maximum(footprint * side / np.minimum(across, down), 1e-3))
+    which = skins.texture[hits.skin]
+    colours = np.empty((len(u), 3), np.float32)
+    order = np.argsort(which, kind="stable")
+    for texture, part in zip(
+        skins.textures, np.split(order, np.searchsorted(which[order], np.arange(1, len(skins.textures))))
+    ):
+        colours[part] = sample(texture, u[part], v[part], level[part])
+    return skins.tint[hits.skin] * np.maximum(1 + skins.contrast[hits.skin][:, None] * (colours - 1), np.float32(0.02))
+
+
+def _lit(stage: Stage, hits: Hits, to_eye: np.ndarray, albedo: np.ndarray) -> np.ndarray:
+    light, normals = stage.world.light, hits.normals_world
+    to_lamp = light.position.astype(np.float32)[:, None] - hits.points_world
+    distance = np.linalg.norm(to_lamp, axis=0)
+    to_lamp /= distance
+    seen = _lit_fraction(stage.shadow, hits.points_world) * _falloff(light, distance)
+    lambert = np.maximum(np.sum(normals * to_lamp, axis=0), 0) * seen
+    fill = np.maximum(light.fill_direction.astype(np.float32) @ normals, 0)
+    sky = np.float32(light.ambient) * (1 - np.float32(_SKY) * normals[1])
+    irradiance = sky + np.float32(light.key) * lambert + np.float32(light.fill) * fill
+    return albedo * irradiance[:, None] + _highlight(stage.skins, hits, to_lamp + to_eye, seen)[:, None]
+
+
+def _falloff(light: Light, distance: np.ndarray) -> np.ndarray:
+    reach = np.float32(np.linalg.norm(light.position - light.target))
+    return np.minimum(reach / distance, np.float32(1.6))
+
+
+def _highlight(skins: Skins, hits: Hits, half: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    gloss = skins.gloss[hits.skin] * seen
+    shiny = np.flatnonzero(gloss > 0)
+    half = half[:, shiny] / np.maximum(np.linalg.norm(half[:, shiny], axis=0), np.float32(1e-6))
+    cosine = np.maximum(np.sum(hits.normals_world[:, shiny] * half, axis=0), 0)
+    gloss[shiny] *= cosine ** skins.shininess[hits.skin[shiny]]
+    return gloss
+
+
+def _lit_fraction(shadow: Shadow, points_world: np.ndarray) -> np.ndarray:
+    lamp = shadow.lamp_T_world.astype(np.float32)
+    x, y, z = lamp[:3, :3] @ points_world + lamp[:3, 3:]
+    side = shadow.moments.shape[0]
+    safe = np.maximum(z, np.float32(1e-3)) * np.float32(shadow.spread)
+    u, v = (x / safe + 1) * (side / 2) - np.float32(0.5), (y / safe + 1) * (side / 2) - np.float32(0.5)
+    mean, square = lookup(shadow.moments, u, v, border=cv2.BORDER_REPLICATE).T
+    variance = np.maximum(square - mean * mean, (np.float32(0.004) * z) ** 2)
+    behind = np.maximum(z - mean - np.float32(0.002) * z, 0)
+    lit = variance / (variance + behind * behind)
+    outside = (u < 0) | (v < 0) | (u > side - 1) | (v > side - 1) | (z <= 0)
+    # Chebyshev's bound leaks light behind thin occluders: its low end is cut off.
+    return np.where(outside, np.float32(1), np.clip((lit - np.float32(0.25)) / np.float32(0.75), 0, 1))
+
+
+def _borders(skin: Int[np.ndarray, "h w"], image: Float32[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+    """Pixels on either side of a change of face that can be seen: the colour changes too."""
+    border = np.zeros(skin.shape, bool)
+    brightness = image.sum(axis=-1)
+    down = (skin[1:] != skin[:-1]) & (np.abs(brightness[1:] - brightness[:-1]) > _VISIBLE)
+    right = (skin[:, 1:] != skin[:, :-1]) & (np.abs(brightness[:, 1:] - brightness[:, :-1]) > _VISIBLE)
+    border[1:] |= down
+    border[:-1] |= down
+    border[:, 1:] |= right
+    border[:, :-1] |= right
+    return border
+
+
+def _supersampled(stage: Stage, rays: Rays, chosen: np.ndarray) -> np.ndarray:
+    steps = np.array(_SUBPIXELS, np.float32) * np.float32(rays.pixel)
+    x = (rays.x[chosen, None] + steps[:, 0]).ravel()
+    y = (rays.y[chosen, None] + steps[:, 1]).ravel()
+    fine = Rays(rays.world_T_cam, x, y, rays.pixel)
+    z, ids = _cast(stage.geometry, fine)
+    colours, _ = _shade(stage, fine, z, ids)
+    return np.asarray(colours.reshape(len(chosen), len(_SUBPIXELS), 3).mean(axis=1))

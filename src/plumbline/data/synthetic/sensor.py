@@ -18,12 +18,19 @@ class Sensor(BaseModel):
     exposure: float = Field(0.03, ge=0, le=0.5, description="deviation of a view's brightness, as a share")
     vignetting: float = Field(0.12, ge=0, le=0.8, description="loss of light in the image's corners, as a share")
     blur: float = Field(0.55, ge=0, le=5, description="deviation of the lens's blur, in pixels")
+    variety: float = Field(0.4, ge=0, le=2, description="deviation of the logarithm of noise and blur between scenes")
     depth_noise: float = Field(
         0.0, ge=0, le=0.02, description="deviation of depth at z metres: this times z squared, metres"
     )
     holes: bool = Field(False, description="no depth at grazing angles, in the projector's shadow and beyond max_depth")
     min_depth: float = Field(0.4, ge=0, description="nearest depth that is measured, metres")
     max_depth: float = Field(8.0, gt=0, description="farthest depth that is measured, metres")
+
+
+def of_scene(sensor: Sensor, rng: np.random.Generator) -> Sensor:
+    """The sensor that one scene was taken with: its noise and blur drawn around the usual ones."""
+    noise, blur = np.exp(rng.normal(0, sensor.variety, 2))
+    return sensor.model_copy(update={"noise": sensor.noise * float(noise), "blur": sensor.blur * float(blur)})
 
 
 def photograph(
@@ -35,10 +42,10 @@ def photograph(
     gain = np.float32(np.exp(rng.normal(0, sensor.exposure))) * (
         1 - np.float32(sensor.vignetting) * (x * x + y * y) / 2
     )
-    image = light * gain[..., None]
+    image: np.ndarray = light * gain[..., None]
     if sensor.blur > 0:
         image = cv2.GaussianBlur(image, (0, 0), sensor.blur)
-    image = np.clip(image, 0, 1) ** np.float32(1 / 2.2)
+    image = np.clip(np.asarray(image, np.float32), 0, 1) ** np.float32(1 / 2.2)
     grain = rng.standard_normal(image.shape, dtype=np.float32)
     # Shot noise after the tone curve is nearly even; dark parts get the read noise on top.
     image += np.float32(sensor.noise) * grain * (1.3 - 0.6 * image)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
-Origin = tuple[float, float, float]
+# Whole numbers are as good as floats; the type checker in the tests tells them apart.
+Number = float | int
+Origin = tuple[Number, Number, Number]
 Surface = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 _TINY = np.float32(1e-9)
@@ -30,7 +32,8 @@ class Box:
 
     def intersect(self, origin: Origin, direction: Triple) -> np.ndarray:
         """Smallest t > 0 at which each ray meets the box; infinity where it does not."""
-        near, far = np.float32(-np.inf), np.float32(np.inf)
+        near: np.ndarray = np.asarray(-np.inf, np.float32)
+        far: np.ndarray = np.asarray(np.inf, np.float32)
         for o, d, half in zip(origin, direction, self.half):
             inverse = 1 / np.where(np.abs(d) < _TINY, _TINY, d)
             a, b = (-half - o) * inverse, (half - o) * inverse
@@ -60,7 +63,7 @@ class Box:
         """Half sizes of the axis-aligned bounding box."""
         return self.half
 
-    def scaled(self, factor: float) -> "Box":
+    def scaled(self, factor: Number) -> "Box":
         """The same box, `factor` times as large."""
         return replace(self, half=_times(self.half, factor))
 
@@ -100,7 +103,7 @@ class Ellipsoid:
         """Half sizes of the axis-aligned bounding box."""
         return self.radii
 
-    def scaled(self, factor: float) -> "Ellipsoid":
+    def scaled(self, factor: Number) -> "Ellipsoid":
         """The same ellipsoid, `factor` times as large."""
         return Ellipsoid(_times(self.radii, factor))
 
@@ -112,9 +115,9 @@ class Frustum:
     Faces: 0 the side, 1 the top, 2 the bottom.
     """
 
-    top: float
-    bottom: float
-    height: float
+    top: Number
+    bottom: Number
+    height: Number
 
     def intersect(self, origin: Origin, direction: Triple) -> np.ndarray:
         """Smallest t > 0 at which each ray meets the frustum; infinity where it does not."""
@@ -173,7 +176,7 @@ class Frustum:
         radius = max(self.top, self.bottom)
         return radius, self.height / 2, radius
 
-    def scaled(self, factor: float) -> "Frustum":
+    def scaled(self, factor: Number) -> "Frustum":
         """The same frustum, `factor` times as large."""
         return Frustum(self.top * factor, self.bottom * factor, self.height * factor)
 
@@ -181,7 +184,7 @@ class Frustum:
 Shape = Box | Ellipsoid | Frustum
 
 
-def _times(values: Origin, factor: float) -> Origin:
+def _times(values: Origin, factor: Number) -> Origin:
     return values[0] * factor, values[1] * factor, values[2] * factor
 
 

@@ -47,10 +47,10 @@ class Texture:
 
 def pyramid(bitmap: Bitmap) -> Texture:
     """A texture of a square bitmap with a power of two as its side."""
-    levels = [np.ascontiguousarray(bitmap, np.float32)]
+    levels: list[np.ndarray] = [np.ascontiguousarray(bitmap, np.float32)]
     while levels[-1].shape[0] > 2:
         side = levels[-1].shape[0] // 2
-        levels.append(cv2.resize(levels[-1], (side, side), interpolation=cv2.INTER_AREA))
+        levels.append(np.asarray(cv2.resize(levels[-1], (side, side), interpolation=cv2.INTER_AREA), np.float32))
     return Texture(tuple(levels))
 
 
@@ -62,20 +62,28 @@ def sample(texture: Texture, u: np.ndarray, v: np.ndarray, level: np.ndarray) ->
     colours = np.empty((len(u), 3), np.float32)
     for k in np.unique(lower):
         chosen = np.flatnonzero(lower == k)
-        fine = _bilinear(texture.levels[k], u[chosen], v[chosen])
-        coarse = _bilinear(texture.levels[k + 1], u[chosen], v[chosen])
+        fine, coarse = (_periodic(texture.levels[n], u[chosen], v[chosen]) for n in (k, k + 1))
         colours[chosen] = fine + part[chosen] * (coarse - fine)
     return colours
 
 
-def _bilinear(bitmap: Bitmap, u: np.ndarray, v: np.ndarray) -> Float32[np.ndarray, "n 3"]:
+def _periodic(bitmap: Bitmap, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    side = bitmap.shape[0]
+    return lookup(bitmap, (u % 1) * side - 0.5, (v % 1) * side - 0.5, border=cv2.BORDER_WRAP)
+
+
+def lookup(bitmap: np.ndarray, x: np.ndarray, y: np.ndarray, *, border: int) -> np.ndarray:
+    """Bilinear values (n, c) of a bitmap (h, w, c) at lists of pixels; `border` is OpenCV's code for what lies outside."""
     # cv2.remap wants maps of less than 32768 rows and columns: the list is folded into rows.
-    count, side = len(u), bitmap.shape[0]
+    count = len(x)
     rows = -(-count // _ROW)
+    if rows == 0:
+        return np.empty((0, bitmap.shape[2]), bitmap.dtype)
     maps = np.zeros((2, rows * _ROW), np.float32)
-    maps[0, :count], maps[1, :count] = (u % 1) * side - 0.5, (v % 1) * side - 0.5
-    x, y = maps.reshape(2, rows, _ROW)
-    return cv2.remap(bitmap, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP).reshape(-1, 3)[:count]
+    maps[0, :count], maps[1, :count] = x, y
+    folded = maps.reshape(2, rows, _ROW)
+    values = cv2.remap(bitmap, folded[0], folded[1], cv2.INTER_LINEAR, borderMode=border)
+    return np.asarray(values.reshape(-1, bitmap.shape[2])[:count])
 
 
 def fractal(rng: np.random.Generator, *, slope: float, stretch: float = 1.0, side: int = SIDE) -> np.ndarray:
@@ -97,10 +105,10 @@ def mottled(rng: np.random.Generator) -> Bitmap:
 
 def wood(rng: np.random.Generator) -> Bitmap:
     """Boards with grain along u and seams between boards."""
-    warp = fractal(rng, slope=1.8, stretch=6)
+    warp = fractal(rng, slope=1.8, stretch=6.0)
     rows = np.linspace(0, 1, SIDE, endpoint=False, dtype=np.float32)[:, None]
     rings = np.sin(2 * np.pi * (rng.integers(5, 14) * rows + 0.5 * warp))
-    grain = fractal(rng, slope=0.8, stretch=14)
+    grain = fractal(rng, slope=0.8, stretch=14.0)
     boards = int(rng.integers(2, 6))
     tones = np.repeat(rng.normal(0, 0.10, boards), -(-SIDE // boards))[:SIDE, None]
     seam = np.where((np.arange(SIDE) % (SIDE // boards)) < 3, 0.55, 1.0)[:, None]
@@ -157,9 +165,10 @@ def checks(rng: np.random.Generator) -> Bitmap:
 
 def blotches(rng: np.random.Generator) -> Bitmap:
     """Coloured patches with sharp borders, as camouflage, leaves or wrapping paper."""
-    fields = np.stack([fractal(rng, slope=1.1) for _ in range(4)])
+    half = np.stack([fractal(rng, slope=1.1, side=SIDE // 2) for _ in range(4)], axis=-1)
+    fields = cv2.resize(half, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
     colours = np.clip(rng.normal(1, 0.4, (4, 3)), 0.15, 1.9)
-    return (colours[np.argmax(fields, axis=0)] + 0.08 * fractal(rng, slope=0.5)[..., None]).astype(np.float32)
+    return (colours[np.argmax(fields, axis=-1)] + 0.08 * fractal(rng, slope=0.5)[..., None]).astype(np.float32)
 
 
 def packaging(rng: np.random.Generator) -> Bitmap:
@@ -247,9 +256,11 @@ def _pair(values: np.ndarray) -> tuple[int, int]:
 
 
 def _picture(rng: np.random.Generator, canvas: Bitmap) -> None:
-    height, width = (int(x) for x in rng.integers(100, 260, 2))
+    height, width = (int(x) for x in rng.integers(100, 256, 2))
     top, left = int(rng.integers(0, SIDE - height)), int(rng.integers(0, SIDE - width))
-    shades = np.clip(0.45 + 0.25 * np.stack([fractal(rng, slope=1.1) for _ in range(3)], axis=-1), 0.03, 0.95)
+    shades = np.clip(
+        0.45 + 0.25 * np.stack([fractal(rng, slope=1.1, side=SIDE // 2) for _ in range(3)], axis=-1), 0.03, 0.95
+    )
     canvas[top : top + height, left : left + width] = shades[:height, :width]
 
 

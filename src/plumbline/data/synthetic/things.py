@@ -8,29 +8,25 @@ from collections.abc import Callable
 import numpy as np
 
 from plumbline.data.synthetic.materials import Library
-from plumbline.data.synthetic.shapes import Box, Ellipsoid, Frustum
+from plumbline.data.synthetic.shapes import Box, Ellipsoid, Frustum, Number, Origin
 from plumbline.data.synthetic.world import Material, Solid, moved, rigid, rotation
 
-Size = tuple[float, float, float]
+Size = Origin
 Group = list[Solid]
 
 
-def block(
-    size: Size, centre: tuple[float, float, float], *materials: Material, turn: np.ndarray | None = None
-) -> Solid:
+def block(size: Size, centre: Origin, *materials: Material, turn: np.ndarray | None = None) -> Solid:
     """A box of full sizes `size` about `centre`."""
     return Solid(Box((size[0] / 2, size[1] / 2, size[2] / 2)), rigid(turn=turn, shift=centre), materials)
 
 
-def column(top: float, bottom: float, height: float, base: tuple[float, float, float], *materials: Material) -> Solid:
+def column(top: Number, bottom: Number, height: Number, base: Origin, *materials: Material) -> Solid:
     """An upright frustum whose lower cap is at `base`."""
     x, y, z = base
     return Solid(Frustum(top, bottom, height), rigid(shift=(x, y - height / 2, z)), materials)
 
 
-def ball(
-    radii: Size, centre: tuple[float, float, float], material: Material, *, turn: np.ndarray | None = None
-) -> Solid:
+def ball(radii: Size, centre: Origin, material: Material, *, turn: np.ndarray | None = None) -> Solid:
     """An ellipsoid about `centre`."""
     return Solid(Ellipsoid(radii), rigid(turn=turn, shift=centre), (material,))
 
@@ -114,7 +110,7 @@ def plant(lib: Library, size: float) -> Group:
         turn = rotation("y", float(lib.rng.uniform(0, 180))) @ rotation("x", float(lib.rng.uniform(-60, 60)))
         centre = (float(offset[0]), float(offset[1] - size * 1.2), float(offset[2]))
         crown.append(ball((float(radii[0]), float(radii[1]), float(radii[2])), centre, leaf, turn=turn))
-    return [column(radius, radius * 0.7, size * 0.7, (0, 0, 0), lib.any(printed=0)), *crown]
+    return [column(radius, radius * 0.7, size * 0.7, (0, 0, 0), lib.any(printed=0.0)), *crown]
 
 
 def figure(lib: Library, size: float) -> Group:
@@ -176,7 +172,7 @@ def cabinet(lib: Library, size: Size, *, drawers: int | None = None) -> Group:
         parts.append(
             block(bar, (x if across else x + wide * 0.35, y - (tall * 0.2 if across else 0), -depth - 0.04), grip)
         )
-    top = lib.any(printed=0, bare=0.3)
+    top = lib.any(printed=0.0, bare=0.3)
     return [*parts, block((width + 0.03, 0.03, depth + 0.05), (0, -height - 0.015, -depth / 2 - 0.01), top)]
 
 
@@ -274,7 +270,8 @@ def _shelf_things(lib: Library, room: Size, fill: tuple[float, float]) -> Group:
 
 def _book_row(lib: Library, room: Size, fill: tuple[float, float]) -> Group:
     width, height, depth = room
-    row, x = [], -width / 2
+    row: Group = []
+    x = -width / 2
     while True:
         thick, tall, deep = (
             float(v) for v in lib.rng.uniform([0.08, 0.6, 0.6], [0.30, 0.92, 0.95]) * [fill[1], height, depth]

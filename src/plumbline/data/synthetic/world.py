@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
-from plumbline.data.synthetic.shapes import Shape
+from plumbline.data.synthetic.shapes import Number, Shape
 from plumbline.data.synthetic.texture import Texture
 
-Colour = tuple[float, float, float]
+Colour = tuple[Number, Number, Number]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Camera:
     size: tuple[int, int]
 
 
-def rigid(*, turn: Float64[np.ndarray, "3 3"] | None = None, shift: tuple[float, ...] = (0.0, 0.0, 0.0)) -> np.ndarray:
+def rigid(*, turn: Float64[np.ndarray, "3 3"] | None = None, shift: tuple[Number, ...] = (0, 0, 0)) -> np.ndarray:
     """The 4x4 rigid transform that turns, then shifts."""
     result = np.eye(4)
     result[:3, :3] = np.eye(3) if turn is None else turn
@@ -77,7 +77,7 @@ def rigid(*, turn: Float64[np.ndarray, "3 3"] | None = None, shift: tuple[float,
     return result
 
 
-def rotation(axis: str, degrees: float) -> Float64[np.ndarray, "3 3"]:
+def rotation(axis: str, degrees: Number) -> Float64[np.ndarray, "3 3"]:
     """Rotation about a coordinate axis; positive y takes +z to +x, positive x takes +y to +z."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return {
@@ -87,8 +87,8 @@ def rotation(axis: str, degrees: float) -> Float64[np.ndarray, "3 3"]:
     }[axis]
 
 
-def look_at(position: np.ndarray, target: np.ndarray, *, roll: float = 0.0) -> Float64[np.ndarray, "4 4"]:
-    """`world_T_cam` of a camera at `position` that sees `target` in its centre, upright (world y is down) but for `roll` degrees."""
+def look_at(position: np.ndarray, target: np.ndarray, *, roll: Number = 0) -> Float64[np.ndarray, "4 4"]:
+    """`world_T_cam` of a camera at `position` that sees `target` in its centre, upright (world y is down) but for `roll`."""
     forward = (target - position) / np.linalg.norm(target - position)
     right = np.cross([0.0, 1.0, 0.0], forward)
     right /= np.linalg.norm(right)
@@ -101,12 +101,12 @@ def moved(solids: list[Solid], world_T_group: np.ndarray) -> list[Solid]:
     return [replace(solid, world_T_local=world_T_group @ solid.world_T_local) for solid in solids]
 
 
-def scaled(solids: list[Solid], factor: float) -> list[Solid]:
+def scaled(solids: list[Solid], factor: Number) -> list[Solid]:
     """A model of the solids about the origin, `factor` times as large, textures included."""
     return [_scaled(solid, factor) for solid in solids]
 
 
-def _scaled(solid: Solid, factor: float) -> Solid:
+def _scaled(solid: Solid, factor: Number) -> Solid:
     placed = solid.world_T_local.copy()
     placed[:3, 3] *= factor
     materials = tuple(
