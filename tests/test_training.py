@@ -164,6 +164,16 @@ def test_how_often_it_saves_does_not_make_it_another_run(straight, tmp_path):
     assert same_run(straight[0], tmp_path)
 
 
+def test_loading_ahead_changes_nothing_and_its_errors_come_in_turn(straight, tmp_path):
+    ahead = FAST.model_copy(update={"loaders": 3})
+    run(tmp_path / "ahead", config=ahead)
+    assert same_run(straight[0], tmp_path / "ahead")
+    with pytest.raises(HaltError):
+        run(tmp_path / "halted", HaltingFeed(TinyFeed(), 5), config=ahead)
+    run(tmp_path / "halted", config=ahead)
+    assert same_run(straight[0], tmp_path / "halted")
+
+
 def test_accumulation_equals_the_big_batch(tmp_path):
     results = []
     for accumulate in (1, 4):
@@ -198,9 +208,9 @@ def test_training_lowers_the_error_and_keeps_the_best_weights(tmp_path):
 
 def test_without_validation_the_last_weights_are_kept(tmp_path):
     system, summary = run(tmp_path, val=None)
-    fresh = NoisySystem()
-    facts = checkpoint.load_weights(tmp_path / "out/model.pt", fresh)
-    assert facts == {"system": "tiny", "params": {"width": 4}, "step": 7}
+    fresh, saved = NoisySystem(), checkpoint.load(tmp_path / "out/model.pt")
+    fresh.load_state_dict(saved.pop("model"))
+    assert saved == {"system": "tiny", "params": {"width": 4}, "step": 7}
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), system.parameters(), strict=True))
     assert summary["best"] is None and "val/abs_rel" not in curve(tmp_path)[0]
 
@@ -236,7 +246,7 @@ def test_two_runs_at_once_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("plumbline.training.PATIENCE_S", 0.01)
     with (
         FileLock(tmp_path / "scratch.lock"),
-        pytest.raises(ConfigError, match="another process is training this very run"),
+        pytest.raises(ConfigError, match="another process is still training this very run"),
     ):
         run(tmp_path)
 

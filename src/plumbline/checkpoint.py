@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import atomic_path
@@ -87,25 +87,6 @@ def load_run(path: Path, print_of: str) -> dict[str, Any] | None:
             "parameters, the system's code or the data differ, so going on would mix two runs. "
             f"Undo the change, or delete {path.parent} to start from step 0."
         )
-    return state
-
-
-def load_weights(path: Path, system: nn.Module) -> dict[str, Any]:
-    """Put the weights of a `model.pt` into `system`, strictly; returns what else it holds (system, params, step).
-
-    DataError names missing and unexpected keys and wrong shapes.
-    """
-    state = load(path)
-    weights = state.pop("model", None)
-    if weights is None:
-        raise DataError(f"{path}: holds no weights under 'model', only {sorted(state)}. Is this a Plumbline model.pt?")
-    try:
-        system.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(
-            f"{path}: the weights are of another network. {error}\nTrain again with the present parameters, "
-            f"or go back to those of the file: {state.get('params')}."
-        ) from error
     return state
 
 

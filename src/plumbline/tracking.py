@@ -183,7 +183,7 @@ def _store(config: TrackingConfig) -> Iterator[Store]:
     """The store, held alone within the block: two processes that open an empty database at once would break it."""
     root = dvc_root()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    with FileLock(root / "mlflow.db.lock"):
+    with FileLock(root / "mlflow.db.lock", timeout=60):
         client = _client(uri)
         found = client.get_experiment_by_name(config.experiment)
         if found is None:

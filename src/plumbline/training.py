@@ -9,8 +9,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -71,7 +73,7 @@ class TrainConfig(BaseModel):
         default="auto", description="auto: fp32 on the CPU, bf16 on a GPU"
     )
     channels_last: bool = True
-    initial: str | None = Field(default=None, description="method whose predictions are the initial depth")
+    loaders: int | None = Field(default=None, ge=0, description="threads that load ahead; null: 4 on a GPU, else none")
     train_suite: str = "dtu_train"
     val_suite: str = "dtu_val"
 
@@ -151,10 +153,10 @@ def fit(
         state = resume(trainer)
         plan = Plan(feed.scenes_of, batch_size=config.batch_size, seed=seed)
         curve = Curve(scratch / "curve.csv", after=state.step) if group.is_main else None
-        with progress(f"train {name}", total=config.steps, start=state.step) as show:
+        with loading(trainer, feed, plan) as share_of, showing(trainer, state) as show:
             while state.step < config.steps:
                 began = time.monotonic()
-                share = load_share(trainer, feed, plan.batch(state.step), step=state.step)
+                share = share_of(state.step).to(group.device)
                 losses, stop = optimise(trainer, share, step=state.step, stop=bool(request.signum))
                 advance(state, losses)
                 improved = due(state.step, config.val_every, config.steps) and check(trainer, val_feed, state)
@@ -209,10 +211,14 @@ def locked(scratch: Path, group: Group) -> Iterator[None]:
     scratch.mkdir(parents=True, exist_ok=True)
     lock = FileLock(scratch.with_name(f"{scratch.name}.lock"))
     try:
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
+            print(f"waiting for another process that trains this very run ({scratch})", file=sys.stderr)
         lock.acquire(timeout=PATIENCE_S)
     except Timeout as error:
         raise ConfigError(
-            f"{scratch}: another process is training this very run (same parameters, code and data). "
+            f"{scratch}: another process is still training this very run (same parameters, code and data). "
             "Wait for it or end it, then run the same command again."
         ) from error
     with lock:
@@ -276,14 +282,13 @@ class Plan:
         self._groups = [np.asarray(group) for group in groups.values()]
         self._batch_size, self._seed = batch_size, seed
         self.batches = sum(-(-len(group) // batch_size) for group in self._groups)
-        self._epoch, self._order = -1, np.empty((0, batch_size), np.intp)
+        # Threads that load ahead may ask for two epochs in turn.
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
     def batch(self, step: int) -> np.ndarray:
         """The indices of the batch of optimiser step `step` (from 0)."""
         epoch, position = divmod(step, self.batches)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffled(epoch)
-        return self._order[position]
+        return self._epoch(epoch)[position]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         generator = np.random.default_rng((self._seed, epoch))
@@ -333,22 +338,54 @@ def due(step: int, every: int, last: int) -> bool:
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part of a batch, on its device, and where it came from."""
+    """This process's part of a batch, and where it came from."""
 
     batch: Batch
     indices: list[int]
     scene: str
 
+    def to(self, device: torch.device) -> "Share":
+        """The same share with its batch on `device`."""
+        return replace(self, batch=self.batch.to(device))
 
-def load_share(trainer: Trainer, feed: Feed, indices: np.ndarray, *, step: int) -> Share:
-    """This process's part of the batch `indices`, augmented where the system does so, from (seed, step, rank) alone."""
+
+def load_share(trainer: Trainer, feed: Feed, plan: Plan, *, step: int) -> Share:
+    """This process's part of the batch of `step`, on the CPU, augmented where the system does so.
+
+    A system's `augment` draws from the generator it is handed alone, which is made from (seed, step, rank): a resumed
+    run, or one that loads ahead, sees the same batches.
+    """
+    indices = plan.batch(step)
     own = [int(index) for index in indices[trainer.group.share(len(indices))]]
     batch = feed.load(own)
     augment = getattr(trainer.system, "augment", None)
     if augment is not None:
         entropy = np.random.SeedSequence((trainer.seed, step, trainer.group.rank)).generate_state(1, np.uint64)
         batch = augment(batch, torch.Generator().manual_seed(int(entropy[0] >> 1)))
-    return Share(batch.to(trainer.group.device), own, feed.scenes_of[own[0]])
+    return Share(batch, own, feed.scenes_of[own[0]])
+
+
+@contextlib.contextmanager
+def loading(trainer: Trainer, feed: Feed, plan: Plan) -> Iterator[Callable[[int], Share]]:
+    """Yields `share_of(step)`, to be asked step by step; threads load the next steps' shares meanwhile."""
+    threads = trainer.config.loaders
+    if threads is None:
+        threads = 4 if trainer.group.device.type == "cuda" else 0
+    if not threads:
+        yield lambda step: load_share(trainer, feed, plan, step=step)
+        return
+    pool, waiting = ThreadPoolExecutor(threads), dict[int, Future[Share]]()
+
+    def share_of(step: int) -> Share:
+        for ahead in range(step, min(step + threads + 1, trainer.config.steps)):
+            if ahead not in waiting:
+                waiting[ahead] = pool.submit(load_share, trainer, feed, plan, step=ahead)
+        return waiting.pop(step).result()
+
+    try:
+        yield share_of
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def optimise(trainer: Trainer, share: Share, *, step: int, stop: bool) -> tuple[dict[str, float], bool]:
@@ -578,13 +615,19 @@ def resume(trainer: Trainer) -> RunState:
     return state
 
 
+def showing(trainer: Trainer, state: RunState) -> contextlib.AbstractContextManager[Show]:
+    """The progress display, of the main process alone."""
+    if not trainer.group.is_main:
+        return contextlib.nullcontext(lambda step, values: None)
+    return progress(f"train {trainer.name}", total=trainer.config.steps, start=state.step)
+
+
 def record(trainer: Trainer, state: RunState, curve: Curve | None, show: Show, *, has_validation: bool) -> None:
     """Add a row to the curve when one is due (always after a validation), and show where the run is."""
     means = {name: total / state.summed for name, total in state.sums.items()}
     validated = state.validated_at == state.step
-    if curve is not None:
-        best = {f"best {trainer.config.select}": state.best} if math.isfinite(state.best) else {}
-        show(state.step, {"loss": means["loss"], **best})
+    best = {f"best {trainer.config.select}": state.best} if math.isfinite(state.best) else {}
+    show(state.step, {"loss": means["loss"], **best})
     if not validated and not due(state.step, trainer.config.log_every, trainer.config.steps):
         return
     state.sums, state.summed = {}, 0
