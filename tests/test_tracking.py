@@ -108,12 +108,14 @@ def test_stages_of_one_dvc_are_children_of_one_parent_which_the_last_ends(root, 
     assert found[parent].info.status == "RUNNING" and found[parent].data.metrics == {"val/abs_rel": 0.5}
     (root / "reports").mkdir()
     write_json(root / "reports/metrics.json", {"deltaz": {"abs_rel": 0.25}})
+    (root / "dvc.lock").write_text((root / "dvc.lock").read_text().replace("abc", "def"))
     last = tracking.log_stage("report", config=CONFIG, metrics={"test/abs_rel": 0.25}, ends_pipeline=True)
     client, found = runs(root)
     assert len(found) == 3 and found[last].data.tags["mlflow.parentRunId"] == parent
     assert found[parent].info.status == "FINISHED"
     assert found[parent].data.metrics == {"val/abs_rel": 0.5, "test/abs_rel": 0.25}
     assert found[parent].data.tags["dvc.role"] == "pipeline" and found[first].data.tags["dvc.role"] == "stage"
+    assert found[parent].data.tags["data_md5"] == "dtu=def.dir" and "stage" not in found[parent].data.tags
     assert {file.path for file in client.list_artifacts(parent)} == {"params.yaml", "dvc.lock"}
     assert tracking.sync(CONFIG) is None, "these results were recorded by the pipeline itself"
 

@@ -166,11 +166,13 @@ def _log(entry: Entry, config: TrackingConfig, tags: Mapping[str, str], ends_pip
     if parent is not None:
         store.measure(parent, entry.metrics)
         if ends_pipeline:
-            _end(store, parent, entry)
+            _end(store, parent, entry, tags)
     return run
 
 
-def _end(store: Store, parent: str, entry: Entry) -> None:
+def _end(store: Store, parent: str, entry: Entry, tags: Mapping[str, str]) -> None:
+    for name, value in _of_pipeline(tags).items():  # dvc.lock has grown since the first stage
+        store.client.set_tag(parent, name, value)
     results = Path("reports/metrics.json")
     if results.is_file():
         store.client.set_tag(parent, "metrics_sha256", sha256_file(results))
@@ -230,10 +232,14 @@ def _parent(store: Store, session: str, tags: Mapping[str, str]) -> str:
     mine = [run for run in running if run.data.tags.get("dvc.session") == session]
     if mine:
         return str(mine[0].info.run_id)
-    shared = {name: value for name, value in tags.items() if name.startswith(("git.", "dvc.", "seed", "data_md5"))}
     own = {"dvc.role": "pipeline", "dvc.session": session}
     name = tags.get("dvc.exp_name") or f"dvc {tags.get('git.commit', '')[:8]}".strip()
-    return store.create(name, {**shared, **own}, started=float(session.rsplit(":", 1)[1]))
+    return store.create(name, {**_of_pipeline(tags), **own}, started=float(session.rsplit(":", 1)[1]))
+
+
+def _of_pipeline(tags: Mapping[str, str]) -> dict[str, str]:
+    kept = ("git.", "dvc.exp", "dvc.lock", "seed", "data_md5")
+    return {name: value for name, value in tags.items() if name.startswith(kept)}
 
 
 def _reap(store: Store, running: Sequence[Any]) -> None:
