@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Float64, Int, Shaped, UInt8
 from plumbline.data.geometry import backproject, invert, project, transform
 from plumbline.files import write_ply
 
-Cloud = tuple[Float32[np.ndarray, "n 3"], UInt8[np.ndarray, "n 3"]]
+Cloud = tuple[Float32[np.ndarray, "m 3"], UInt8[np.ndarray, "m 3"]]
 
 
 def fuse(
@@ -84,10 +84,10 @@ def thin_to(points: Float32[np.ndarray, "n 3"], colours: UInt8[np.ndarray, "n 3"
         return points, colours
     # Surfaces: the number of occupied voxels falls with the square of their side, at most with its cube.
     spread = np.ptp(np.percentile(points, [5, 95], axis=0), axis=0)
-    voxel = float(max(spread.max(), 1e-6)) / np.sqrt(max_points)
+    voxel = max(float(spread.max()), 1e-6) / max_points**0.5
     thinned = thin(points, colours, voxel)
     while len(thinned[0]) > max_points:
-        voxel *= max(np.sqrt(len(thinned[0]) / max_points), 1.05)
+        voxel *= max((len(thinned[0]) / max_points) ** 0.5, 1.05)
         thinned = thin(points, colours, voxel)
     return thinned
 

@@ -147,7 +147,7 @@ def _plausible(median: float, depth_range: tuple[float, float]) -> bool:
 def _intrinsics() -> list[Hypothesis]:
     found = []
     for factor in (2, 4):
-        for label, value in ((f"K multiplied by {factor}", factor), (f"K divided by {factor}", 1 / factor)):
+        for label, value in ((f"K multiplied by {factor}", float(factor)), (f"K divided by {factor}", 1 / factor)):
             found.append(Hypothesis(label, intrinsics_times(value)))
             found.append(Hypothesis(f"{label} and its principal point at the image centre", focal_times(value)))
     return [

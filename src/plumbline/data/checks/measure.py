@@ -74,7 +74,7 @@ def sample_pixels(size: tuple[int, int], count: int) -> Int[np.ndarray, "n 2"]:
 
 
 def lift(
-    uv: Float[np.ndarray, "p n 2"], z: Float[np.ndarray, "p n"], K: Float64[np.ndarray, "p 3 3"]
+    uv: Int[np.ndarray, "p n 2"], z: Float[np.ndarray, "p n"], K: Float64[np.ndarray, "p 3 3"]
 ) -> Float64[np.ndarray, "p n 3"]:
     """Points in the camera frame of pixels `uv` at depth `z`, one camera per row."""
     y = (uv[..., 1] - K[:, None, 1, 2]) / K[:, None, 1, 1]

@@ -48,7 +48,7 @@ def raw_data(
 def rereader(raw: RawData, scene: str) -> Rereader:
     """A function that reads given views of a raw scene again, once for each of the reader's alternatives."""
 
-    def reread(select: Sequence[int], *, only: Sequence[str] | None = None) -> Iterable[Reread]:
+    def reread(select: Sequence[int], only: Sequence[str] | None) -> Iterable[Reread]:
         for label, options in raw.reader.alternatives(raw.path, scene, raw.options):
             if only is not None and label not in only:
                 continue

@@ -1,9 +1,8 @@
 """Check one canonical scene: choose pairs, measure every reading on them, judge."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -28,10 +27,8 @@ class Reread:
     failure: str | None = None
 
 
-class Rereader(Protocol):
-    """Reads views (indices) of a raw scene again, once for each of the reader's alternatives, or for those named in `only`."""
-
-    def __call__(self, select: Sequence[int], *, only: Sequence[str] | None = None) -> Iterable[Reread]: ...
+# Reads views (indices) of a raw scene again, once for each of the reader's alternatives, or for those with these labels.
+Rereader = Callable[[Sequence[int], Sequence[str] | None], Iterable[Reread]]
 
 
 def check_scene(scene: Scene, config: CheckConfig, *, reread: Rereader | None = None) -> SceneCheck:
@@ -112,12 +109,14 @@ def measure(label: str, reading: Reading, pairs: Sequence[Pair], config: CheckCo
 
 
 def _shifts(scene: Scene, chosen: list[int]) -> list[Hypothesis]:
-    """Depth, or poses, that belong to the view before or after."""
+    """Depth, poses or images that belong to the view before or after."""
     count = len(scene.view_names)
     found = []
     for step, where in ((1, "next"), (-1, "previous")):
         index = [min(max(i + step, 0), count - 1) for i in chosen]
         depth = _masked(scene, index)
+        texture = np.stack([texture_of(np.asarray(scene.images[i])) for i in index])
+        found.append(Hypothesis(f"the image of the {where} view", partial(_with_texture, texture)))
         found.append(Hypothesis(f"the depth of the {where} view", partial(_with_depth, depth)))
         if scene.world_T_cam is not None:
             poses = np.asarray(scene.world_T_cam[index], np.float64)
@@ -127,6 +126,10 @@ def _shifts(scene: Scene, chosen: list[int]) -> list[Hypothesis]:
 
 def _with_depth(depth: Float32[np.ndarray, "v h w"], reading: Reading) -> Reading:
     return replace(reading, depth=depth)
+
+
+def _with_texture(texture: Float32[np.ndarray, "v h w"], reading: Reading) -> Reading:
+    return replace(reading, texture=texture)
 
 
 def _with_poses(world_T_cam: Float64[np.ndarray, "v 4 4"], reading: Reading) -> Reading:
@@ -142,10 +145,10 @@ def _reread_all(
     few = pairs[:: max(len(pairs) // config.reread_pairs, 1)][: config.reread_pairs]
     needed, local = _only(few)
     as_read = measure("as read", _select(reading, needed), local, config)
-    first = [_measure_again(item, local, config) for item in reread([chosen[i] for i in needed])]
+    first = [_measure_again(item, local, config) for item in reread([chosen[i] for i in needed], None)]
     gaining = [found.label for found in first if may_gain(as_read, found)]
     if gaining and len(few) < len(pairs):
-        again = {item.label: _measure_again(item, pairs, config) for item in reread(chosen, only=gaining)}
+        again = {item.label: _measure_again(item, pairs, config) for item in reread(chosen, gaining)}
     else:
         again = {found.label: found for found in first if found.label in gaining}
     return [again.get(found.label) or found.model_copy(update={"reference": as_read.error}) for found in first]

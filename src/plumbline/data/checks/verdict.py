@@ -7,9 +7,11 @@ from plumbline.data.checks.records import CheckConfig, DepthSummary, Found, Verd
 
 # Another reading may look a little worse photometrically and still be the true one: depth edges move, warps blur.
 _PHOTOMETRIC_SLACK = 0.05
-# A warp that matches the images as much better needs no factor of `ratio` in depth, only a lower error: on smooth
-# surfaces depth that is too far away has a small error too.
+# A warp that matches the images as much better needs no lower depth error: on smooth surfaces depth that is too far away
+# has a small error too, and depth and poses may agree while the images are another frame's or camera's.
 _PHOTOMETRIC_GAIN = 0.2
+_ALIKE = 1.25
+# What a few pairs must show before more are measured.
 _LOWER = 1.2
 # Errors nearer than this are one and the same finding; the reading listed first, the more specific one, names it.
 _SAME = 1.1
@@ -71,14 +73,16 @@ def best_reading(as_read: Found, others: Sequence[Found], config: CheckConfig) -
 
 def may_gain(as_read: Found, found: Found) -> bool:
     """Whether a reading, measured on the same pairs, could be the better one at all: worth measuring on more."""
-    return found.error is not None and (as_read.error is None or found.error * _LOWER <= as_read.error)
+    if found.error is None or as_read.error is None:
+        return found.error is not None
+    return found.error * _LOWER <= as_read.error or _images_gain(as_read, found) >= _PHOTOMETRIC_GAIN / 2
 
 
 def percent(error: float | None) -> str:
     """A relative error as text, such as 4.3 % or 0.09 %."""
     if error is None:
         return "no"
-    return f"{100 * error:.2f} %" if error < 0.001 else f"{100 * error:.1f} %"
+    return f"{100 * error:.2f} %" if error < 0.01 else f"{100 * error:.1f} %"
 
 
 def _better(as_read: Found, found: Found, config: CheckConfig) -> bool:
@@ -88,8 +92,12 @@ def _better(as_read: Found, found: Found, config: CheckConfig) -> bool:
         return found.photometric >= config.min_photometric and found.overlap >= config.min_overlap
     floor = max(as_read.photometric - _PHOTOMETRIC_SLACK, config.min_photometric)
     much_nearer = found.error * config.ratio <= as_read.error and found.photometric >= floor
-    seen = found.error * _LOWER <= as_read.error and found.photometric >= as_read.photometric + _PHOTOMETRIC_GAIN
+    seen = found.error <= _ALIKE * as_read.error and _images_gain(as_read, found) >= _PHOTOMETRIC_GAIN
     return much_nearer or seen
+
+
+def _images_gain(as_read: Found, found: Found) -> float:
+    return (found.photometric or 0.0) - (as_read.photometric or 0.0)
 
 
 def _named(as_read: Found, best: Found) -> str:
@@ -153,4 +161,16 @@ def _remarks(evidence: Evidence, config: CheckConfig) -> tuple[str, ...]:
         remarks.append(f"the median error is above {percent(config.remark_error)}: poses or depth are rough")
     if evidence.depth.in_range < 0.9:
         remarks.append(_range_text(evidence))
+    likely = [found for found in evidence.others if _matches_images_better(evidence.as_read, found)]
+    if likely:
+        best = max(likely, key=lambda found: found.photometric or 0.0)
+        correlations = f"texture correlation {evidence.as_read.photometric or 0:.2f}; {best.photometric or 0:.2f}"
+        remarks.append(f"the images match better with {best.label} ({correlations})")
     return tuple(remarks)
+
+
+def _matches_images_better(as_read: Found, found: Found) -> bool:
+    # Readings on fewer pairs have no correlation as read to be compared with.
+    if found.reference is not None or found.error is None or as_read.error is None:
+        return False
+    return _images_gain(as_read, found) >= _PHOTOMETRIC_GAIN / 2 and found.error <= _ALIKE * as_read.error
