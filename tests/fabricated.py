@@ -6,7 +6,16 @@ from plumbline.config import SuiteConfig
 from plumbline.data.canonical import write_scene
 from plumbline.files import write_json, write_png
 from plumbline.records import View
-from plumbline.stored import About, StackFile, StoredSample, read_timing, suite_fingerprint, write_samples, write_timing, write_timing
+from plumbline.stored import (
+    About,
+    StackFile,
+    StoredSample,
+    read_timing,
+    suite_fingerprint,
+    write_samples,
+    write_timing,
+    write_timing,
+)
 
 SIZE = (24, 32)
 VIEWS = 5
@@ -59,7 +68,18 @@ def samples_of(scenes, *, views=VIEWS):
 
 
 def write_prediction(
-    folder, method, suite_name, suite, scenes, answer, *, inputs=("image",), oracle=False, size=SIZE, notes=None, views=VIEWS
+    folder,
+    method,
+    suite_name,
+    suite,
+    scenes,
+    answer,
+    *,
+    inputs=("image",),
+    oracle=False,
+    size=SIZE,
+    notes=None,
+    views=VIEWS,
 ):
     """Write `answer(truth, row)` -> depth or (depth, confidence) for every sample to `folder`/`method`/`suite_name`."""
     samples = samples_of(scenes, views=views)

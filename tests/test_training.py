@@ -14,7 +14,7 @@ import torch
 from plumbline import checkpoint
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import read_json
-from plumbline.training import NonFiniteError, Plan, Schedule, TrainConfig, fit, step_size
+from plumbline.training import NonFiniteError, Plan, Schedule, TrainConfig, fit, step_size, uses_bf16
 from tiny_training import NoisySystem, TinyFeed, TinySystem
 
 FAST = TrainConfig(steps=7, batch_size=4, val_every=3, checkpoint_every=2, log_every=2, device="cpu")
@@ -184,6 +184,28 @@ def test_accumulation_equals_the_big_batch(tmp_path):
         torch.testing.assert_close(results[1][0][name], value, rtol=1e-4, atol=1e-6)
     losses = [[float(row["train/loss"]) for row in rows] for _, rows in results]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_bf16_is_for_the_network_alone(tmp_path):
+    seen = []
+
+    class Watching(TinySystem):
+        def forward(self, batch):
+            seen.append(self.first(torch.cat([batch.image[:, 0], batch.initial_depth[:, :1]], 1)).dtype)
+            return super().forward(batch)
+
+        def loss(self, prediction, batch):
+            seen.append(prediction.depth.dtype)
+            return super().loss(prediction, batch)
+
+    run(tmp_path / "bf16", system=Watching, config=FAST.model_copy(update={"precision": "bf16"}), val=None)
+    assert set(seen[::2]) == {torch.bfloat16} and set(seen[1::2]) == {torch.float32}
+    assert [uses_bf16("auto", device) for device in ("cpu", "cuda")] == [False, True]
+    exact, _ = run(tmp_path / "fp32", system=TinySystem, val=None)
+    rounded = checkpoint.load(tmp_path / "bf16/out/model.pt")["model"]
+    for name, value in exact.state_dict().items():
+        assert rounded[name].dtype == torch.float32
+        torch.testing.assert_close(rounded[name], value, rtol=0.1, atol=0.02)
 
 
 def test_validation_never_changes_the_network(tmp_path):

@@ -25,7 +25,7 @@ def run(main: Callable[..., None]) -> None:
         raise SystemExit(130) from None
 
 
-def record(stage: str, item: str | None, params: Mapping[str, Any], **logged: Any) -> None:
+def record(stage: str, item: str | None, params: Mapping[str, Any], /, **logged: Any) -> None:
     """Log what a stage did (see `tracking.log_stage`). Called last: only now is mlflow imported."""
     from plumbline.tracking import log_stage
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from plumbline.data.geometry import backproject, invert, project, transform
 from plumbline.data.synthetic import Config, generate, paths, write
-from plumbline.data.synthetic.render import depth_map, prepare, render
+from plumbline.data.synthetic.raycast import depth_map, prepare, render
 from plumbline.data.synthetic.scenes import ARRANGEMENTS, arrangement, room
 from plumbline.data.synthetic.sensor import Sensor, measure, photograph
 from plumbline.data.synthetic.shapes import Box, Ellipsoid, Frustum

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from smoke_project import Project
 
 from plumbline.runs import stale_stages
 
@@ -81,7 +81,7 @@ def test_every_stage_is_recorded_under_one_parent(project: Project) -> None:
     parents = [row for row in found if row[0] == "pipeline"]
     first = parents[-1]
     children = [row for row in found if row[3] == first[4]]
-    assert len(children) == 17 - 0 if False else len(children) >= 16
+    assert len(children) == 17
     assert first[2] == "FINISHED"
     assert first[5] >= len(SUITES)
 

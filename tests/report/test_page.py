@@ -1,0 +1,317 @@
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fabricated import METHODS, ROOM_SCENES, write_checks, write_project
+from plumbline.config import DatasetConfig, EvaluationConfig, ReportConfig
+from plumbline.evaluation import Scored, paired, read_scene_means
+from plumbline.metrics import Row
+from plumbline.report import build_report, print_results, published
+from plumbline.report.chosen import rank
+from plumbline.report.provenance import code_digest, lock_digest
+
+VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
+EVALUATION = EvaluationConfig(bootstrap=100)
+
+
+def datasets(**changes):
+    source = {
+        "kind": "synthetic",
+        "settings": {"layout": "sun3d", "scenes": ["a"], "views": 9, "size": [24, 32], "seed": 0},
+    }
+    values = {"format": "sun3d", "source": source, "size": (24, 32), "depth_range": (0.5, 8.0), "split": "seeded"}
+    return {"rooms": DatasetConfig.model_validate(values | changes)}
+
+
+def build(root, configs, **changes):
+    options = {"methods": METHODS, "datasets": datasets(), "report": ReportConfig(), "evaluation": EVALUATION} | changes
+    return build_report(root, suites=configs, **options)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("project")
+    (root / "src/plumbline").mkdir(parents=True)
+    (root / "src/plumbline/a.py").write_text("A = 1\n")
+    (root / "params.yaml").write_text("lr: 1.0e-4  # <script>alert(1)</script>\n")
+    parts = [
+        "schema: '2.0'\nstages:\n",
+        "  parse@rooms:\n    outs:\n    - {path: data/scenes/rooms, md5: 0123abcd.dir, size: 77, nfiles: 9}\n",
+        "  report:\n    outs:\n    - {path: reports/report.html, md5: 1}\n",
+    ]
+    (root / "dvc.lock").write_text("".join(parts))
+    configs = write_project(root, suites=("rooms_gap1", "rooms_gap5"))
+    configs = {"configs": configs, "metrics": build(root, configs)}
+    return root, configs
+
+
+@pytest.fixture
+def html(project):
+    return (project[0] / "reports/report.html").read_text()
+
+
+@pytest.fixture
+def copy(project, tmp_path):
+    shutil.copytree(project[0], tmp_path / "copy")
+    return tmp_path / "copy", project[1]["configs"]
+
+
+class Reader(HTMLParser):
+    """Collects marked numbers, links to other files, and the text of traced parts without their marked numbers."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.numbers, self.links, self.rest = [], [], []
+        self._stack = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.links += [values[name] for name in ("src", "href", "srcset") if name in values]
+        if tag not in VOID:
+            self._stack.append((tag, values))
+        if values.get("class") == "n":
+            self.numbers.append({**values, "text": ""})
+
+    def handle_endtag(self, tag):
+        while self._stack and self._stack.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        attributes = [values for _, values in self._stack]
+        if any(values.get("class") == "n" for values in attributes):
+            self.numbers[-1]["text"] += data
+        elif any("data-traced" in v for v in attributes) and not any(
+            "data-words" in v or "data-scale" in v for v in attributes
+        ):
+            self.rest.append(data)
+
+
+def value_at(root, source, scene_csv=False):
+    """The value that a source such as scores/deltaz/summary.json#suites/... names, read without the project's code."""
+    file, place = source.split("#")
+    keys = [key.replace("~2", " ").replace("~1", "/").replace("~0", "~") for key in place.split("/")]
+    if file.endswith(".json"):
+        node = json.loads((root / file).read_text())
+        for key in keys:
+            node = node[key]
+        return node
+    with (root / file).open(newline="") as stream:
+        rows = [r for r in csv.DictReader(stream) if [r["sample"], r["region"], r["alignment"]] == keys[:3]]
+    assert len(rows) == 1
+    return float(rows[0][keys[3]])
+
+
+def expected_text(root, number):
+    sources, kind = number["data-source"].split(" "), number["data-kind"]
+    if kind == "value":
+        value = value_at(root, sources[0])
+    elif kind == "change":
+        value = value_at(root, sources[0]) / value_at(root, sources[1]) - 1
+    else:
+        places = [source.split("#") for source in sources]
+        region, alignment, metric = places[0][1].split("/")
+        means = [read_scene_means(root / file, region, alignment) for file, _ in places]
+        value = getattr(paired(*means, metric, bootstrap=EVALUATION.bootstrap), kind.removeprefix("paired."))
+    return format(value, number["data-format"])
+
+
+def test_every_number_is_the_one_in_its_file(project, html):
+    numbers = Reader(html).numbers
+    assert len(numbers) > 200
+    assert {number["data-kind"] for number in numbers} == {"value", "change", "paired.low", "paired.high"}
+    wrong = [n for n in numbers if n["text"] != expected_text(project[0], n)]
+    assert wrong == []
+
+
+def test_no_number_in_the_results_is_without_a_source(html):
+    text = re.sub(
+        r"(delta|log|sun3d_gap|rooms_gap)\d+|flat/\w+/\d+(\+\d+)+|\b1?\.?25|95 %", " ", " ".join(Reader(html).rest)
+    )
+    assert re.findall(r"\d+\.\d+", text) == []
+
+
+def test_a_changed_score_is_noticed(copy):
+    root = copy[0]
+    file = root / "scores/deltaz/summary.json"
+    content = json.loads(file.read_text())
+    content["suites"]["rooms_gap1"]["regions"]["all"]["none"]["rmse"]["mean"] += 0.01
+    file.write_text(json.dumps(content))
+    numbers = Reader((root / "reports/report.html").read_text()).numbers
+    assert [n["data-source"] for n in numbers if n["text"] != expected_text(root, n)] == [
+        "scores/deltaz/summary.json#suites/rooms_gap1/regions/all/none/rmse/mean"
+    ]
+
+
+def test_the_page_needs_no_other_file(html):
+    links = Reader(html).links
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith(("data:image/webp;base64,", "#"))] == []
+    assert not re.search(r"https?://|@import|url\(", html)
+    assert len(html) < 4_000_000
+
+
+def test_text_from_files_is_escaped(html):
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_metrics_and_headline_are_the_scores(project):
+    root, made = project
+    metrics = json.loads((root / "reports/metrics.json").read_text())
+    assert metrics == made["metrics"]
+    summary = json.loads((root / "scores/deltaz/summary.json").read_text())
+    mean = summary["suites"]["rooms_gap5"]["regions"]["all"]["none"]["abs_rel"]["mean"]
+    assert metrics["rooms_gap5"]["deltaz"]["abs_rel"] == mean
+    assert json.loads((root / "reports/headline.json").read_text())["rooms_gap5"]["deltaz"] == mean
+
+
+def test_the_verdict_comes_first_and_is_in_words(html):
+    assert html.index('id="verdict"') < html.index('id="results"') < html.index('id="provenance"')
+    assert "Better in all 2 suites." in html and "Read right." in html
+    assert "These results are on generated scenes" in html
+
+
+def test_real_captures_are_not_called_generated(copy):
+    root, configs = copy
+    build(root, configs, datasets=datasets(source={"kind": "folder", "path": "raw"}))
+    assert "generated scenes" not in (root / "reports/report.html").read_text()
+
+
+def test_a_system_that_loses_is_said_to_lose(copy):
+    root, configs = copy
+    build(root, configs, report=ReportConfig(system="constant"))
+    text = (root / "reports/report.html").read_text()
+    assert '<span class="word bad">worse in 2</span>' in text
+
+
+def rows_of(html, caption):
+    table = html[html.index(caption) :]
+    rows = re.findall(r"<tr.*?</tr>", table[: table.index("</table>")], re.DOTALL)[1:]
+    return {re.search(r'<th scope="row">(\w+)', row)[1]: row for row in rows}
+
+
+def test_sparse_methods_and_oracles_are_never_best(html):
+    rows = rows_of(html, "No alignment, all valid pixels</caption>")
+    assert 'class="best"' in rows["deltaz"]
+    assert all('class="best"' not in rows[name] for name in ("plane_sweep", "perturbed"))
+    assert "oracle: reads the truth" in rows["perturbed"] and "abstains in places" in rows["plane_sweep"]
+
+
+def test_a_row_on_common_pixels_stands_beside_a_sparse_method(html):
+    rows = rows_of(html, "only pixels on which plane_sweep speaks")
+    assert set(rows) == set(METHODS)
+    assert "abstains" not in rows["plane_sweep"]
+
+
+def test_samples_are_chosen_by_the_rule(project, html):
+    root = project[0]
+    with (root / "scores/deltaz/rooms_gap1.csv").open(newline="") as stream:
+        rows = [r for r in csv.DictReader(stream) if (r["region"], r["alignment"]) == ("all", "none")]
+    ordered = sorted(rows, key=lambda row: float(row["abs_rel"]))
+    for name, row in (("Best", ordered[0]), ("Median", ordered[(len(ordered) - 1) // 2]), ("Worst", ordered[-1])):
+        assert f"{name}: <code>{row['scene']}/{row['views']}</code>" in html
+
+
+def test_ties_and_few_samples_have_a_rule():
+    def row(sample, value):
+        return Scored(sample, "a", "", "all", "none", Row({"abs_rel": value}, 1, 1))
+
+    ranked = rank([row(0, 0.2), row(1, 0.1), row(2, 0.1), row(3, 0.3)])
+    assert [(name, scored.sample) for name, scored in ranked] == [("best", 1), ("median", 2), ("worst", 3)]
+    assert [name for name, _ in rank([row(0, 1.0), row(1, 2.0)])] == ["best", "worst"]
+    assert [name for name, _ in rank([row(0, 1.0)])] == ["only"]
+    assert rank([]) == []
+
+
+def test_data_verdicts_contact_sheets_and_reasons_are_shown(copy):
+    root, configs = copy
+    write_checks(root, ROOM_SCENES, verdict="wrong")
+    build(root, configs, datasets=datasets(quarantine={"flat/attic": "blurred <b>"}))
+    text = (root / "reports/report.html").read_text()
+    assert "Not read right." in text
+    assert "flat/attic: blurred &lt;b&gt;" in text
+    assert text.count('alt="contact sheet of flat/') == 3
+    section = text[text.index('id="data"') :]
+    assert section.index("flat/kitchen") < section.index("flat/hall")  # the wrong scene comes first
+
+
+def test_what_is_missing_is_said(copy):
+    root, configs = copy
+    shutil.rmtree(root / "data/checks")
+    shutil.rmtree(root / "runs")
+    (root / "dvc.lock").unlink()
+    build(root, configs, methods=("constant", "plane_sweep"))
+    text = (root / "reports/report.html").read_text()
+    for words in ("Not checked.", "No method of this report has a training curve", "deltaz is not among the methods"):
+        assert words in text
+
+
+def test_published_numbers_stand_apart(html):
+    section = html[html.index('id="published"') : html.index('id="conventions"')]
+    assert all(name in section for name, _, _ in published.ROWS)
+    assert 'class="n"' not in section
+    assert ".0430" not in html[: html.index('id="published"')]
+
+
+def test_the_same_inputs_give_the_same_page(project, copy, html):
+    root, configs = copy
+    build(root, configs)
+    assert (root / "reports/report.html").read_text() == html
+
+
+def test_markdown_says_the_same(project):
+    text = (project[0] / "reports/report.md").read_text()
+    assert text.index("## Verdict") < text.index("## Results")
+    best = json.loads((project[0] / "reports/metrics.json").read_text())["rooms_gap1"]["deltaz"]["abs_rel"]
+    assert f"| deltaz | **{best:.4f}** |" in text
+    tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    assert len(tables) >= 7
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
+
+
+def test_provenance_ties_the_page_to_lock_and_code(project, html):
+    root = project[0]
+    before = code_digest(root)
+    assert before in html and "0123abcd.dir" in html
+    (root / "src/plumbline/b.py").write_text("B = 2\n")
+    assert code_digest(root) != before
+    (root / "src/plumbline/b.py").unlink()
+
+
+def test_the_lock_hash_leaves_out_the_report_itself():
+    stages = {"parse@rooms": {"outs": [{"md5": "1"}]}}
+    assert lock_digest(stages) == lock_digest(stages | {"report": {"outs": []}})
+    assert lock_digest(stages) != lock_digest({"parse@rooms": {"outs": [{"md5": "2"}]}})
+
+
+def test_results_are_printed_with_the_path(project, capsys):
+    metrics = project[1]["metrics"]
+    print_results(metrics, report=Path("reports/report.html"))
+    text = capsys.readouterr().out
+    assert f"{metrics['rooms_gap5']['deltaz']['abs_rel']:.4f}" in text
+    assert "perturbed (oracle)" in text and text.rstrip().endswith("report: reports/report.html")
+
+
+def test_colours_do_not_depend_on_the_suite():
+    from plumbline.report.figures import colour_of
+
+    assert colour_of("deltaz", METHODS) == colour_of("deltaz", METHODS[::-1][::-1]) != colour_of("constant", METHODS)
+    assert len({colour_of(method, METHODS) for method in METHODS}) == len(METHODS)
+
+
+def test_one_scale_for_all_depth_maps_of_a_sample():
+    from plumbline.report.pictures import colour_map
+
+    near, far = np.full((8, 8), 1, np.float32), np.full((8, 8), 3, np.float32)
+    shown = np.ones((8, 8), bool)
+    assert colour_map(near, shown, (1.0, 3.0), "depth") != colour_map(far, shown, (1.0, 3.0), "depth")
+    assert colour_map(far, shown, (1.0, 3.0), "depth") == colour_map(9 * far, shown, (1.0, 3.0), "depth")
