@@ -377,6 +377,7 @@ def loading(trainer: Trainer, feed: Feed, plan: Plan) -> Iterator[Callable[[int]
     pool, waiting = ThreadPoolExecutor(threads), dict[int, Future[Share]]()
 
     def share_of(step: int) -> Share:
+        """The share of `step`, when it is there; sets the threads on those that follow."""
         for ahead in range(step, min(step + threads + 1, trainer.config.steps)):
             if ahead not in waiting:
                 waiting[ahead] = pool.submit(load_share, trainer, feed, plan, step=ahead)
