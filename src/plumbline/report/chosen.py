@@ -65,11 +65,10 @@ def choose(root: Path, system: str, suite_name: str, suite: SuiteConfig) -> list
 def rank(rows: Sequence[Scored]) -> list[tuple[str, Scored]]:
     """Return ("best" | "median" | "worst", row) by abs_rel; fewer when there are fewer than three rows."""
     ordered = sorted(rows, key=lambda scored: (scored.row.values["abs_rel"], scored.sample))
-    places = {"best": 0, "median": (len(ordered) - 1) // 2, "worst": len(ordered) - 1}
-    if len(ordered) < 3:
-        places = {name: place for name, place in places.items() if name != "median" and place >= 0}
-    if len(ordered) == 1:
-        places = {"only": 0}
+    last = len(ordered) - 1
+    places = {"best": 0, "median": last // 2, "worst": last} if last > 1 else {"best": 0, "worst": 1}
+    if last < 1:
+        places = {"only": 0} if ordered else {}
     return [(name, ordered[place]) for name, place in places.items()]
 
 

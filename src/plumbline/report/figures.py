@@ -1,7 +1,5 @@
 """Charts in the page: small, one idea each, drawn for a light and a dark page."""
 
-import io
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from plumbline.report.pictures import encode_webp
+
 # Okabe and Ito's colours, which stay apart for colour-blind readers; one method keeps its colour in all charts.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C8C")
 _THEMES = {"light": ("#ffffff", "#24292f", "#d8dee4"), "dark": ("#1b2129", "#dbe2ea", "#3a434e")}
 _WIDTH = 4.4
 _DPI = 150
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.98, 0.12, 0.34, 0.5
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,11 @@ def _render(draw: Callable[[Any, str], None], theme: str, title: str, height: fl
     from matplotlib.figure import Figure
 
     paper, ink, grid = _THEMES[theme]
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor=paper, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor=paper)
     axes = figure.add_subplot(facecolor=paper)
     draw(axes, ink)
+    # margins in inches, set by hand: matplotlib's own layout draws everything twice to find them
+    figure.subplots_adjust(_LEFT / _WIDTH, _BOTTOM / height, 1 - _RIGHT / _WIDTH, 1 - _TOP / height)
     axes.set_title(title, loc="left", color=ink, fontsize=11, fontweight="bold")
     axes.grid(visible=True, color=grid, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -132,8 +135,6 @@ def _render(draw: Callable[[Any, str], None], theme: str, title: str, height: fl
         label.set(color=ink, fontsize=9)
     for side in axes.spines.values():
         side.set_visible(False)
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(
-        stream, format="webp", facecolor=paper, pil_kwargs={"quality": 85, "method": 6}
-    )
-    return "data:image/webp;base64," + b64encode(stream.getvalue()).decode()
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return encode_webp(np.asarray(canvas.buffer_rgba())[..., :3], quality=85)

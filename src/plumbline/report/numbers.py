@@ -21,7 +21,7 @@ class Number:
     paired.mean, paired.low, paired.high (of first minus second), count. `spec` is the Python format of the text.
     """
 
-    value: float
+    value: float | int
     source: str
     spec: str = DECIMALS
     kind: str = "value"

@@ -11,19 +11,7 @@ from plumbline.report.numbers import COUNT, SECONDS, SHARE, SIGNED_SHARE, Number
 
 # Coverage from which a method counts as dense; below, it is compared on the pixels of the reference method.
 DENSE = 0.9995
-COLUMNS = (
-    "abs_rel",
-    "abs_diff",
-    "sq_rel",
-    "rmse",
-    "rmse_log",
-    "log10",
-    "delta105",
-    "delta1",
-    "delta2",
-    "delta3",
-    "coverage",
-)
+COLUMNS = ("abs_rel", "coverage", *ERRORS[1:6], "delta105", "delta1", "delta2", "delta3")
 
 
 @dataclass(frozen=True)
@@ -64,6 +52,14 @@ class SuiteResult:
     aligned: Mapping[str, tuple[Line, ...]]
     dropped: tuple[tuple[str, str, str], ...]
     area: tuple[tuple[str, Number], ...]
+
+    def cell(self, method: str) -> Cell:
+        """The headline abs_rel of a method; an empty cell where it has none."""
+        return next((line.cells[0] for line in self.lines if line.method == method), Cell("abs_rel", None))
+
+    def is_sparse(self, method: str) -> bool:
+        """Whether a method abstains on some valid pixels."""
+        return any(line.sparse for line in self.lines if line.method == method)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The result table on a terminal, with the path of the report."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from plumbline.metrics import HIGHER_IS_BETTER
@@ -9,22 +9,30 @@ _SHOWN = ("abs_rel", "abs_diff", "rmse", "log10", "delta105", "delta1", "coverag
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def print_results(metrics: Metrics, *, report: Path) -> None:
-    """Print a table for each suite of `metrics` ({suite: {method: {metric: value}}}), the lowest abs_rel bold, then `report`."""
+def print_results(metrics: Metrics, *, report: Path, oracles: Collection[str] = ("perturbed",)) -> None:
+    """Print a table for each suite of `metrics` ({suite: {method: {metric: value}}}), then the path of the `report`.
+
+    The lowest abs_rel is bold; `oracles` are marked and never bold.
+    """
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     for suite, methods in metrics.items():
         table = Table(title=suite, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        table.add_column("method")
+        table.add_column("method", no_wrap=True)
         for name in _SHOWN:
             table.add_column(name, justify="right")
-        known = {method: values["abs_rel"] for method, values in methods.items() if "abs_rel" in values}
+        known = {
+            method: values["abs_rel"]
+            for method, values in methods.items()
+            if "abs_rel" in values and method not in oracles
+        }
         best = min(known, key=lambda method: known[method], default=None)
         for method, values in methods.items():
             cells = [_text(name, values.get(name)) for name in _SHOWN]
-            table.add_row(method, *cells, style="bold" if method == best else None)
+            name = f"{method} (oracle)" if method in oracles else method
+            table.add_row(name, *cells, style="bold" if method == best else None)
         console.print(table)
         console.print()
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
