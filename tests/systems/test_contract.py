@@ -11,8 +11,8 @@ from plumbline.systems import build, names
 from plumbline.systems.records import Batch, Prediction
 
 # Only what keeps a test small: every other parameter has its default.
-SMALL: dict[str, dict[str, Any]] = {"deltaz": {"preset": "tiny", "depth": 2}}
-ORACLES = {"perturbed"}
+SMALL: dict[str, dict[str, Any]] = {"deltaz": {"preset": "tiny", "base_channels": 8, "depth": 2, "patch": 2}}
+ORACLES = {"perturbed", "median_plane"}
 MAPS = ("depth", "mask", "initial_depth", "initial_confidence")
 
 

@@ -24,7 +24,7 @@ from plumbline.systems.deltaz.network import DeltaZUNet
 from plumbline.systems.deltaz.system import LossWeights
 from plumbline.systems.records import Batch
 
-TINY = {"preset": "tiny", "depth": 2}
+TINY = {"preset": "tiny", "base_channels": 8, "depth": 2, "patch": 1}
 
 
 def batch(b: int = 2, v: int = 3, p: int = 2, size: tuple[int, int] = (25, 34), *, seed: int = 0) -> Batch:
@@ -71,9 +71,9 @@ def test_the_published_network_is_the_seed_s() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 24), (33, 18)])
-@pytest.mark.parametrize("depth", [1, 3])
-def test_any_size_is_returned_whole(size: tuple[int, int], depth: int) -> None:
-    network = DeltaZUNet(2, base_channels=8, depth=depth, out_confidence=True)
+@pytest.mark.parametrize(("depth", "patch"), [(1, 1), (3, 1), (2, 4)])
+def test_any_size_is_returned_whole(size: tuple[int, int], depth: int, patch: int) -> None:
+    network = DeltaZUNet(2, base_channels=8, depth=depth, out_confidence=True, patch=patch)
     correction, confidence = network(torch.rand(2, 2, *size))
     assert correction.shape == confidence.shape == (2, *size)
     assert ((confidence > 0) & (confidence < 1)).all()
@@ -88,8 +88,9 @@ def test_padding_changes_nothing_inside_the_image() -> None:
 
 
 def test_preset_fills_and_what_stands_beside_it_wins() -> None:
-    assert Config(preset="tiny").base_channels == 8
-    assert Config.model_validate({"preset": "tiny", "base_channels": 16}).base_channels == 16
+    tiny, wider = Config(preset="tiny"), Config.model_validate({"preset": "tiny", "base_channels": 64})
+    assert tiny.patch > 1 and tiny.base_channels < 32
+    assert wider.base_channels == 64 and wider.patch == tiny.patch
 
 
 def test_wrong_params_are_refused_by_key() -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 from plumbline.geometry import sample
 from plumbline.systems.records import Batch
 
+LARGEST_NOISE = 0.4
+
 
 class AugmentConfig(BaseModel):
     """How much a training batch is varied. Probabilities are per sample; 0 switches a variation off."""
@@ -111,31 +113,43 @@ def degrade(
     probability: float,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p h w"] | None]:
-    """A worse initial depth in a share of the samples: relative noise, swapped patches, and blocks that abstain.
+    """A worse initial depth in a share of the samples, as stereo gets worse: unsure in places, and wrong where unsure.
 
-    Noise is proportional to depth, partly smooth. A swapped patch is the depth of another place of the same map, with
-    the confidence it had there. Confidence of an abstaining block is 0.
+    Confidence falls in smooth regions. Depth gets relative noise of several sizes that grows as confidence falls, and is
+    drawn towards the camera there, as a sweep's median is. Some blocks take the depth and confidence of another place,
+    some abstain (0, confidence 0). Without a confidence the noise is as where it is one half.
     """
     b, _, h, w = depth.shape
-    chosen = _like(_uniform(generator, b) < probability, depth).to(depth.device)
-    smooth = F.interpolate(_normal(generator, depth[..., ::8, ::8]), size=(h, w), mode="bilinear", align_corners=False)
-    level = _like(0.02 * _uniform(generator, b), depth)
-    noisy = depth * torch.exp(level * (_normal(generator, depth) + smooth))
-    swap = _blocks(generator, depth, share=0.05)
+    chosen = _like(_uniform(generator, b) < probability, depth)
+    sure = torch.full_like(depth, 0.5) if confidence is None else _less_sure(confidence, generator)
+    noise = sum(_smooth(generator, depth, cell) for cell in (2, 6, 20)) / 3**0.5
+    strength = _like(LARGEST_NOISE * _uniform(generator, b), depth) * (1.05 - sure)
+    pull = _like(_uniform(generator, b), depth)
+    worse = depth * torch.exp(strength * (noise - pull))
+    swap, holes = (_blocks(generator, depth, share=share) for share in (0.03, 0.03))
     shift = (h // 3 + 1, w // 3 + 1)
-    worse = torch.where(swap, noisy.roll(shift, dims=(-2, -1)), noisy)
-    holes = _blocks(generator, depth, share=0.05)
-    worse = torch.where(chosen, worse.masked_fill(holes, 0.0), depth)
-    if confidence is None:
-        return worse, None
-    surer = torch.where(swap, confidence.roll(shift, dims=(-2, -1)), confidence).masked_fill(holes, 0.0)
-    return worse, torch.where(chosen, surer, confidence)
+    worse = torch.where(swap, worse.roll(shift, dims=(-2, -1)), worse).masked_fill(holes, 0.0)
+    sure = torch.where(swap, sure.roll(shift, dims=(-2, -1)), sure).masked_fill(holes, 0.0)
+    return torch.where(chosen, worse, depth), None if confidence is None else torch.where(chosen, sure, confidence)
+
+
+def _less_sure(confidence: Float[Tensor, "b p h w"], generator: torch.Generator) -> Float[Tensor, "b p h w"]:
+    """Confidence lowered over the whole map by a power, and in smooth regions by a factor."""
+    b = confidence.shape[0]
+    power = _like(1 + 2 * _uniform(generator, b), confidence)
+    region = torch.sigmoid(2 * _smooth(generator, confidence, 24))
+    return confidence**power * (1 - _like(_uniform(generator, b), confidence) * region)
+
+
+def _smooth(generator: torch.Generator, like: Float[Tensor, "b p h w"], cell: int) -> Float[Tensor, "b p h w"]:
+    """Standard normal noise on a grid of `cell` pixels, interpolated bilinearly."""
+    coarse = _normal(generator, like[..., ::cell, ::cell])
+    return F.interpolate(coarse, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _blocks(generator: torch.Generator, like: Float[Tensor, "b p h w"], *, share: float) -> Bool[Tensor, "b p h w"]:
     h, w = like.shape[-2:]
-    coarse = _normal(generator, like[..., ::16, ::16])
-    smooth = F.interpolate(coarse, size=(h, w), mode="bilinear", align_corners=False)
+    smooth = _smooth(generator, like, 16)
     count = max(1, round(share * h * w))
     threshold = smooth.flatten(2).topk(count, dim=2).values[..., -1]
     return smooth > threshold[..., None, None]

@@ -11,38 +11,51 @@ from plumbline.systems.blocks import ConvBlock, ResidualBlock, pad_to_multiple
 class DeltaZUNet(nn.Module):
     """A residual U-Net of `depth` levels; level i has `base_channels` * 2^i channels (a multiple of 8).
 
-    The correction head starts at zero, so that an untrained network leaves the initial depth as it is.
+    With `patch` above 1 its finest level works on patches of patch x patch pixels, whose channels are stacked, and each
+    head answers for all pixels of a patch: about 1 / patch^2 of the cost. The correction head starts at zero, so that an
+    untrained network leaves the initial depth as it is.
     """
 
     def __init__(
-        self, in_channels: int = 1, *, base_channels: int = 32, depth: int = 4, out_confidence: bool = False
+        self,
+        in_channels: int = 1,
+        *,
+        base_channels: int = 32,
+        depth: int = 4,
+        out_confidence: bool = False,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         widths = [base_channels * 2**level for level in range(depth + 1)]
-        self.encoder = nn.ModuleList(
-            _level(before, width) for before, width in zip([in_channels, *widths], widths[:-1])
-        )
+        before = [in_channels * patch**2, *widths]
+        self.encoder = nn.ModuleList(_level(before[level], widths[level]) for level in range(depth))
         self.bottleneck = _level(widths[-2], widths[-1])
         self.decoder = nn.ModuleList(
             _level(widths[level + 1] + widths[level], widths[level]) for level in reversed(range(depth))
         )
-        self.correction_head = nn.Conv2d(base_channels, 1, 3, padding=1)
-        self.confidence_head = nn.Conv2d(base_channels, 1, 3, padding=1) if out_confidence else None
-        nn.init.zeros_(self.correction_head.weight)
-        nn.init.constant_(self.correction_head.bias, 0.0)  # type: ignore[arg-type]
-        self.multiple = 2**depth
+        self.correction_head = _head(base_channels, patch)
+        self.confidence_head = _head(base_channels, patch) if out_confidence else None
+        for parameter in self.correction_head.parameters():
+            nn.init.zeros_(parameter)
+        self.patch = patch
+        self.multiple = patch * 2**depth
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"] | None]:
         """The correction and, with its head, the confidence in [0, 1] (higher = surer), at the size of `x`.
 
-        Sizes that 2^depth does not divide are padded by repeating the last row and column, and cropped back.
+        Sizes that patch * 2^depth does not divide are padded by repeating the last row and column, and cropped back.
         """
         height, width = x.shape[-2:]
-        features = self._features(pad_to_multiple(x, self.multiple))
-        correction = self.correction_head(features)[:, 0, :height, :width]
+        patches = F.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.patch)
+        features = self._features(patches.contiguous(memory_format=torch.channels_last))
+        correction = self._pixels(self.correction_head(features))[:, :height, :width]
         if self.confidence_head is None:
             return correction, None
-        return correction, torch.sigmoid(self.confidence_head(features)[:, 0, :height, :width])
+        confidence = self._pixels(self.confidence_head(features))[:, :height, :width]
+        return correction, torch.sigmoid(confidence)
+
+    def _pixels(self, x: Float[Tensor, "n k h w"]) -> Float[Tensor, "n h2 w2"]:
+        return F.pixel_shuffle(x, self.patch)[:, 0]
 
     def _features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h w"]:
         skips = []
@@ -58,3 +71,7 @@ class DeltaZUNet(nn.Module):
 
 def _level(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(ConvBlock(in_channels, out_channels), ResidualBlock(out_channels))
+
+
+def _head(channels: int, patch: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, patch**2, 3, padding=1)

@@ -17,8 +17,8 @@ from plumbline.systems.deltaz.network import DeltaZUNet
 from plumbline.systems.records import Batch, Prediction
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "published": {"base_channels": 32, "depth": 4},
-    "tiny": {"base_channels": 8, "depth": 4},
+    "published": {"base_channels": 32, "depth": 4, "patch": 1},
+    "tiny": {"base_channels": 16, "depth": 3, "patch": 2},
 }
 LARGEST_LOG_CORRECTION = 2.0
 
@@ -41,7 +41,7 @@ class LossWeights(BaseModel):
 
 
 class Config(BaseModel):
-    """DeltaZ's configuration. `preset` fills `base_channels` and `depth`; a value given beside it wins."""
+    """DeltaZ's configuration. `preset` fills `base_channels`, `depth` and `patch`; a value given beside it wins."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,6 +50,7 @@ class Config(BaseModel):
     inputs: tuple[InputName, ...] = INPUT_NAMES  # type: ignore[assignment]
     base_channels: int = Field(default=32, ge=8, le=256, multiple_of=8, description="channels of the finest level")
     depth: int = Field(default=4, ge=1, le=6, description="levels of the U-Net")
+    patch: int = Field(default=1, ge=1, le=8, description="side of the pixel patches the finest level works on")
     confidence: bool = Field(default=True, description="predict a confidence as well")
     occlusion_threshold: float = Field(default=losses.OCCLUSION_THRESHOLD, gt=0, le=1, description="relative to depth")
     weights: LossWeights = LossWeights()
@@ -88,6 +89,7 @@ class System(nn.Module):
             base_channels=config.base_channels,
             depth=config.depth,
             out_confidence=config.confidence,
+            patch=config.patch,
         )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
