@@ -315,3 +315,18 @@ def test_one_scale_for_all_depth_maps_of_a_sample():
     shown = np.ones((8, 8), bool)
     assert colour_map(near, shown, (1.0, 3.0), "depth") != colour_map(far, shown, (1.0, 3.0), "depth")
     assert colour_map(far, shown, (1.0, 3.0), "depth") == colour_map(9 * far, shown, (1.0, 3.0), "depth")
+
+
+def test_scenes_are_listed_by_number_and_long_lists_fold(copy):
+    root, configs = copy
+    shutil.rmtree(root / "data/checks")
+    write_checks(root, [f"scan{number}" for number in (10, 2, 1, *range(20, 32))])
+    build(root, configs)
+    section = (root / "reports/report.html").read_text().split('id="data"')[1]
+    assert (
+        section.index(">scan1<")
+        < section.index(">scan2<")
+        < section.index(">scan10<")
+        < section.index("The other 3 scenes")
+    )
+    assert section.index("The other 3 scenes") < section.index(">scan31<")

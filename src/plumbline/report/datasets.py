@@ -1,5 +1,6 @@
 """The data check in the page: verdicts, contact sheets, scenes left out. Read from `data/checks/<dataset>`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def read_datasets(root: Path, configs: Mapping[str, DatasetConfig]) -> list[Data
 
 def _dataset(name: str, folder: Path, config: DatasetConfig) -> DatasetVerdict:
     content, file = read_json(folder / "checks.json"), f"data/checks/{name}/checks.json"
-    ordered = sorted(content["scenes"].items(), key=lambda item: (_ORDER[item[1]["verdict"]], item[0]))
+    ordered = sorted(content["scenes"].items(), key=lambda item: (_ORDER[item[1]["verdict"]], _natural(item[0])))
     kind = config.source.kind
     return DatasetVerdict(
         dataset=name,
@@ -78,6 +79,11 @@ def _dataset(name: str, folder: Path, config: DatasetConfig) -> DatasetVerdict:
         ),
         quarantine=tuple(sorted(config.quarantine.items())),
     )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sorting key under which scan2 comes before scan10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _scene(content: Mapping[str, Any], file: str, scene: str, sheets: Path | None) -> SceneVerdict:

@@ -12,7 +12,7 @@ from plumbline.errors import DataError
 # Not measured, or abstained: a grey that neither colour map contains.
 _NOTHING = (128, 128, 128)
 _TILE_WIDTH = 320
-_SHEET_WIDTH = 560
+_SHEET_WIDTH = 960
 _MAPS = {"depth": cv2.COLORMAP_VIRIDIS, "error": cv2.COLORMAP_INFERNO}
 
 
