@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plumbline.data.synthetic import paths, write
-from plumbline.data.synthetic.render import depth_map, prepare, render
+from plumbline.data.synthetic.raycast import depth_map, prepare, render
 from plumbline.data.synthetic.scenes import ARRANGEMENTS, arrangement, room
 from plumbline.data.synthetic.sensor import Sensor, measure, of_scene, photograph
 from plumbline.data.synthetic.world import Camera, look_at

@@ -51,9 +51,9 @@ class Library:
         return float(red), float(green), float(blue)
 
     def textured(self, kind: str | None = None, *, contrast: float | None = None, pale: bool = False) -> Material:
-        """A surface with a clear pattern (contrast 0.5 to 1 unless told)."""
+        """A surface with a clear pattern (contrast 0.3 to 1 unless told)."""
         name = kind or str(self.rng.choice(_MODULATORS))
-        strength = self.rng.uniform(0.5, 1.0) if contrast is None else contrast
+        strength = self.rng.uniform(0.3, 1.0) if contrast is None else contrast
         return self._material(name, self.colour(pale=pale), float(strength))
 
     def weak(self, *, pale: bool = False) -> Material:
@@ -69,7 +69,7 @@ class Library:
         """A print that fills the face it is on."""
         return Material(self.bitmap(kind), contrast=1.0, gloss=float(self.rng.choice([0.0, 0.05, 0.2])))
 
-    def any(self, *, bare: float = 0.25, weak: float = 0.25, printed: float = 0.2) -> Material:
+    def any(self, *, bare: float = 0.3, weak: float = 0.3, printed: float = 0.2) -> Material:
         """A surface of any kind, with these shares; the rest is textured."""
         draw = self.rng.random()
         if draw < bare:

@@ -31,7 +31,7 @@ def room(rng: np.random.Generator) -> tuple[World, tuple[float, float, float]]:
     """A furnished room with a lamp under its ceiling, and its (width, height, depth)."""
     lib = Library(rng, tile=1.2)
     width, height, depth = (float(x) for x in rng.uniform([4.2, 2.4, 3.6], [6.0, 2.8, 5.2]))
-    walls = [lib.any(bare=0.6, weak=0.25, printed=0.0) for _ in range(4)]
+    walls = [lib.any(bare=0.55, weak=0.25, printed=0.0) for _ in range(4)]
     ceiling, floor = lib.bare(), lib.any(bare=0.1, weak=0.3, printed=0.0)
     shell = Solid(
         Box((width / 2, height / 2, depth / 2), inside=True),
@@ -71,19 +71,19 @@ def _wall_row(lib: Library, run: float) -> Group:
                     things.picture(lib, size, float(lib.rng.uniform(1.4, 1.75))),
                     rigid(shift=(x + width * (0.5 + float(part)), 0, 0)),
                 )
-        x += width + float(lib.rng.choice([0.03, 0.3, 0.8]))
+        x += width + float(lib.rng.choice([0.03, 0.15, 0.5]))
     return group
 
 
 def _furniture(lib: Library, width: float) -> tuple[Group, float]:
     kind = str(
         lib.rng.choice(
-            ["counter", "cabinet", "shelf", "sofa", "table", "wardrobe", "nothing"],
-            p=[0.22, 0.15, 0.2, 0.1, 0.13, 0.12, 0.08],
+            ["counter", "cabinet", "shelf", "sofa", "table", "wardrobe", "door"],
+            p=[0.22, 0.16, 0.22, 0.1, 0.13, 0.1, 0.07],
         )
     )
-    if kind == "nothing":
-        return [], 0.0
+    if kind == "door" and width > 0.95:
+        return things.door(lib), 2.0
     if kind == "sofa":
         return things.sofa(lib, max(width, 1.2)), 0.9
     if kind == "table":
@@ -91,7 +91,7 @@ def _furniture(lib: Library, width: float) -> tuple[Group, float]:
     if kind == "shelf":
         tall = float(lib.rng.uniform(1.0, 2.1))
         return things.shelf(lib, (width, tall, 0.35), boards=max(2, int(tall / 0.38))), tall
-    tall = {"counter": 0.9, "cabinet": float(lib.rng.uniform(0.5, 1.2)), "wardrobe": 2.0}[kind]
+    tall = {"counter": 0.9, "wardrobe": 2.0}.get(kind, float(lib.rng.uniform(0.5, 1.2)))
     base = things.cabinet(lib, (width, tall, 0.55))
     clutter = things.scatter(lib, int(lib.rng.integers(2, 5)), (width * 0.8, 0.35), (0.1, 0.24)) if tall < 1.3 else []
     return [*base, *moved(clutter, rigid(shift=(0, -tall - 0.03, -0.28)))], tall
@@ -235,7 +235,7 @@ ARRANGEMENTS: dict[str, Callable[[Library], Group]] = {
 
 
 def _ground(lib: Library) -> Group:
-    return [block((1.6, 0.05, 1.6), (0, 0.025, 0), lib.any(bare=0.15, weak=0.3, printed=0.0))]
+    return [block((1.6, 0.05, 1.6), (0, 0.025, 0), lib.any(bare=0.3, weak=0.35, printed=0.0))]
 
 
 def _backdrop(lib: Library, away: float) -> Group:
@@ -244,7 +244,7 @@ def _backdrop(lib: Library, away: float) -> Group:
 
 
 def _wall_material(lib: Library) -> Material:
-    return lib.any(bare=0.4, weak=0.3, printed=0.0)
+    return lib.any(bare=0.5, weak=0.25, printed=0.0)
 
 
 def _stage_light(rng: np.random.Generator) -> Light:

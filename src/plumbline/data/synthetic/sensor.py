@@ -14,11 +14,11 @@ class Sensor(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    noise: float = Field(0.006, ge=0, le=0.2, description="deviation of a pixel at mid grey, as a share of full scale")
-    exposure: float = Field(0.03, ge=0, le=0.5, description="deviation of a view's brightness, as a share")
+    noise: float = Field(0.01, ge=0, le=0.2, description="deviation of a pixel at mid grey, as a share of full scale")
+    exposure: float = Field(0.04, ge=0, le=0.5, description="deviation of a view's brightness, as a share")
     vignetting: float = Field(0.12, ge=0, le=0.8, description="loss of light in the image's corners, as a share")
     blur: float = Field(0.55, ge=0, le=5, description="deviation of the lens's blur, in pixels")
-    variety: float = Field(0.4, ge=0, le=2, description="deviation of the logarithm of noise and blur between scenes")
+    variety: float = Field(0.45, ge=0, le=2, description="deviation of the logarithm of noise and blur between scenes")
     depth_noise: float = Field(
         0.0, ge=0, le=0.02, description="deviation of depth at z metres: this times z squared, metres"
     )

@@ -91,9 +91,9 @@ def fractal(rng: np.random.Generator, *, slope: float, stretch: float = 1.0, sid
     rows, columns = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]
     frequency = np.hypot(rows, columns * stretch)
     frequency[0, 0] = np.inf
-    spectrum = np.fft.rfft2(rng.standard_normal((side, side))) * frequency**-slope
+    spectrum = np.fft.rfft2(rng.standard_normal((side, side), np.float32)) * (frequency**-slope).astype(np.float32)
     noise = np.fft.irfft2(spectrum, s=(side, side))
-    return (noise / noise.std()).astype(np.float32)
+    return np.asarray(noise / noise.std(), np.float32)
 
 
 def mottled(rng: np.random.Generator) -> Bitmap:

@@ -232,6 +232,15 @@ def sofa(lib: Library, width: float) -> Group:
     ]
 
 
+def door(lib: Library) -> Group:
+    """A door of 0.85 m with its frame and handle."""
+    leaf, frame, grip = lib.any(bare=0.4, weak=0.4, printed=0.0), lib.bare(pale=False), lib.bare()
+    posts = [block((0.07, 2.07, 0.06), (x * 0.46, -1.035, -0.03), frame) for x in (-1, 1)]
+    lintel = block((0.85, 0.07, 0.06), (0, -2.035, -0.03), frame)
+    handle = block((0.12, 0.025, 0.03), (0.33, -1.0, -0.07), grip)
+    return [block((0.85, 2.0, 0.04), (0, -1.0, -0.02), leaf), *posts, lintel, handle]
+
+
 def picture(lib: Library, size: tuple[float, float], height: float) -> Group:
     """A framed print or a notice on the wall, its centre `height` above the floor."""
     kind = str(lib.rng.choice(["packaging", "sheet"]))
