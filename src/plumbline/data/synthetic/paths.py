@@ -1,7 +1,6 @@
 """Where the cameras stand: a DTU-like rig that is the same for all scans, and a walk through a room. Metres, y down."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -70,8 +69,3 @@ def pair_scores(
     scores = np.exp(-((angles - 5) ** 2) / (2 * width**2)).sum(axis=-1)
     np.fill_diagonal(scores, 0)
     return scores
-
-
-def baselines(world_T_cam: Float64[np.ndarray, "v 4 4"]) -> list[float]:
-    """Distances between consecutive camera centres, metres."""
-    return [float(np.linalg.norm(a[:3, 3] - b[:3, 3])) for a, b in pairwise(world_T_cam)]
