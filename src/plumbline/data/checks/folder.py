@@ -13,7 +13,8 @@ from plumbline.data.checks.scene import check_scene
 from plumbline.data.checks.verdict import percent
 from plumbline.errors import DataError
 
-_SIZE = (192, 256)
+# DTU's depth maps come in this size; the others are 4:3 images of at least 320x240.
+_SIZES = {"dtu": (128, 160), "sun3d": (192, 256), "rgbd": (192, 256)}
 # Wide enough for a shelf and for a street; params.yaml states what a data set's depth may be, a bare folder does not.
 _DEPTH_RANGE = (0.05, 200.0)
 
@@ -27,12 +28,12 @@ def check_folder(
     config: CheckConfig | None = None,
     depth_range: tuple[float, float] = _DEPTH_RANGE,
 ) -> DatasetCheck:
-    """Check every scene of a raw folder (`format_name`: dtu, sun3d or rgbd; `options` of that reader), at 192x256.
+    """Check every scene of a raw folder (`format_name`: dtu, sun3d or rgbd; `options` of that reader).
 
     A scene that cannot be read is wrong, with the reader's message; when one of the usual misreadings reads it, that is
     named too. With `out`, out/<scene>.{json,png,ply} and out/checks.json are written. DataError when there is no scene.
     """
-    raw = raw_data(format_name, path, options or {}, size=_SIZE)
+    raw = raw_data(format_name, path, options or {}, size=_SIZES.get(format_name, (192, 256)))
     config = config or CheckConfig()
     found = [_check(raw, name, config, out, depth_range) for name in raw.reader.scenes(raw.path, raw.options)]
     check = DatasetCheck(dataset=format_name, scenes=tuple(found))
@@ -61,13 +62,17 @@ def _check(
 def _unreadable(
     raw: RawData, name: str, config: CheckConfig, depth_range: tuple[float, float], error: DataError
 ) -> SceneCheck:
-    """A scene the reader refuses: wrong, with its message and the first of the usual misreadings under which it is true."""
+    """A scene the reader refuses: wrong, with its message and the usual misreading under which it is true (the best one)."""
     diagnosis = f"{raw.format}/{name}: cannot be read: {error}"
-    for label, alternative in alternatives(raw, name):
-        found = _readable(alternative, name, config, depth_range)
-        if found is not None and found.verdict == "ok" and found.as_read is not None:
-            diagnosis += f" It can, with {percent(found.as_read.error)} median error, with {label}."
-            break
+    true = [
+        (found.as_read.error or 0.0, label)
+        for label, alternative in alternatives(raw, name)
+        if (found := _readable(alternative, name, config, depth_range)) is not None
+        and found.verdict == "ok"
+        and found.as_read is not None
+    ]
+    if true:
+        diagnosis += f" It can, with {percent(min(true)[0])} median error, with {min(true)[1]}."
     return SceneCheck(dataset=raw.format, scene=name, views=0, verdict="wrong", diagnosis=diagnosis)
 
 

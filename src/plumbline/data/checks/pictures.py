@@ -1,7 +1,9 @@
 """The picture of a check: views, their depth, and where depth moved from another view disagrees; on one colour scale each."""
 
 import io
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ _SHOWN_READINGS = 7
 _UNKNOWN = "#d0d7de"
 _HIDDEN = (0.33, 0.6, 0.9, 1.0)
 _COLOURS = {"ok": "#1a7f37", "wrong": "#c62828", "cannot tell": "#9a6700"}
+# Inches.
+_TILE, _GAP, _LEFT, _RIGHT, _HEAD, _FOOT, _MIN_WIDTH = 2.0, 0.06, 0.45, 1.0, 0.75, 2.7, 10.0
 
 
 def draw_sheet(scene: Scene, check: SceneCheck, path: Path, *, views: int) -> None:
@@ -33,13 +37,28 @@ def draw_sheet(scene: Scene, check: SceneCheck, path: Path, *, views: int) -> No
     from matplotlib.figure import Figure
 
     shown = _shown(scene, check, views)
-    figure = Figure(figsize=(2.05 * max(len(shown), 4) + 1.2, 9.2), dpi=_DPI, layout="constrained")
-    figure.suptitle(_title(check), fontsize=10, color=_COLOURS[check.verdict], x=0.01, ha="left", wrap=True)
-    rows: Any = figure.subfigures(2, 1, height_ratios=[2.3, 1.0])
-    _draw_views(rows[0], scene, shown)
-    _draw_measures(rows[1], scene, check)
+    height, width = np.asarray(scene.images[0]).shape[:2]
+    tile = _TILE * height / width
+    size = (max(_LEFT + len(shown) * (_TILE + _GAP) + _RIGHT, _MIN_WIDTH), _HEAD + 3 * (tile + 0.25) + _FOOT)
+    figure = Figure(figsize=size, dpi=_DPI)
+    title = "\n".join(textwrap.fill(line, int(size[0] * 13)) for line in _title(check))
+    figure.text(_LEFT / size[0], 1 - 0.1 / size[1], title, fontsize=10, color=_COLOURS[check.verdict], va="top")
+    _draw_views(_Page(figure, size), scene, shown, tile)
+    _draw_measures(_Page(figure, size), scene, check)
     with atomic_path(path) as temporary:
         temporary.write_bytes(_encoded(FigureCanvasAgg(figure)))
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A figure with places in inches from its lower left corner: one axes a row is four times faster than one a view."""
+
+    figure: Any
+    size: tuple[float, float]
+
+    def axes(self, left: float, bottom: float, width: float, height: float) -> Any:
+        across, up = self.size
+        return self.figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
 def _encoded(canvas: Any) -> bytes:
@@ -54,8 +73,8 @@ def _encoded(canvas: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _title(check: SceneCheck) -> str:
-    return "\n".join([f"{check.verdict.upper()}   {check.diagnosis}", *check.remarks])
+def _title(check: SceneCheck) -> list[str]:
+    return [f"{check.verdict.upper()}   {check.diagnosis}", *check.remarks]
 
 
 def _shown(scene: Scene, check: SceneCheck, count: int) -> list[tuple[int, int | None]]:
@@ -72,49 +91,58 @@ def _shown(scene: Scene, check: SceneCheck, count: int) -> list[tuple[int, int |
     return [(order[i], directed[order[i]]) for i in picked]
 
 
-def _draw_views(figure: Any, scene: Scene, shown: Sequence[tuple[int, int | None]]) -> None:
-    # The colour bars have a column of their own, so that the views of all rows stay one below the other.
-    grid = figure.subplots(3, len(shown) + 1, squeeze=False, width_ratios=[1.0] * len(shown) + [0.07])
+def _draw_views(page: _Page, scene: Scene, shown: Sequence[tuple[int, int | None]], tile: float) -> None:
     low, high = _depth_limits(scene, shown)
-    depth_image = error_image = None
-    for column, (view, partner) in enumerate(shown):
-        grid[0, column].imshow(np.asarray(scene.images[view]))
-        grid[0, column].set_title(_short(scene.view_names[view]), fontsize=7)
-        if scene.depth is not None:
-            depth = np.asarray(scene.depth[view])
-            depth_image = grid[1, column].imshow(np.where(depth > 0, depth, np.nan), "viridis", vmin=low, vmax=high)
-        if partner is not None:
-            error_image = _draw_errors(grid[2, column], scene, view, partner)
-    for axes in grid[:, :-1].ravel():
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_facecolor(_UNKNOWN)
-    for row, name in enumerate(("image", "depth z", "depth error")):
-        grid[row, 0].set_ylabel(name, fontsize=9)
-    for axes, image, label in zip(
-        grid[:, -1],
-        (None, depth_image, error_image),
-        ("", "depth z (m)\ngrey: not measured", "relative depth error (%)\nblue: hidden there; grey: unseen"),
-    ):
-        _bar(figure, axes, image, label)
-
-
-def _draw_errors(axes: Any, scene: Scene, view: int, partner: int) -> Any:
-    errors, hidden = error_map(scene, view, partner)
-    image = axes.imshow(100 * np.where(hidden, np.nan, errors), "inferno", vmin=0, vmax=_ERROR_SHOWN)
-    cover = np.zeros((*hidden.shape, 4), np.float32)
-    cover[hidden] = _HIDDEN
-    axes.imshow(cover)
-    axes.set_title(f"into {_short(scene.view_names[partner])}", fontsize=7)
-    return image
-
-
-def _bar(figure: Any, axes: Any, image: Any, label: str) -> None:
-    if image is None:
-        axes.set_axis_off()
+    strips = [np.asarray(scene.images[view]) for view, _ in shown]
+    names = [_short(scene.view_names[view]) for view, _ in shown]
+    _strip(page, 0, tile, strips, names, "image")
+    if scene.depth is None:
         return
-    bar = figure.colorbar(image, cax=axes)
-    bar.set_label(label, fontsize=7)
+    depth = [np.where(scene.depth[view] > 0, scene.depth[view], np.nan) for view, _ in shown]
+    image = _strip(page, 1, tile, depth, [], "depth z", cmap="viridis", vmin=low, vmax=high)
+    _bar(page, 1, tile, image, "depth z (m)\ngrey: not measured")
+    if any(partner is None for _, partner in shown):
+        return
+    maps = [error_map(scene, view, partner) for view, partner in shown if partner is not None]
+    errors = [100 * np.where(hidden, np.nan, error) for error, hidden in maps]
+    names = [f"into {_short(scene.view_names[partner])}" for _, partner in shown if partner is not None]
+    image = _strip(page, 2, tile, errors, names, "depth error", cmap="inferno", vmin=0, vmax=_ERROR_SHOWN)
+    _bar(page, 2, tile, image, "relative depth error (%)\nblue: hidden there; grey: unseen")
+    image.axes.imshow(_mosaic([hidden[..., None] * np.array(_HIDDEN) for _, hidden in maps], fill=0.0))
+
+
+def _strip(
+    page: _Page, row: int, tile: float, pictures: Sequence[np.ndarray], names: Sequence[str], label: str, **style: Any
+) -> Any:
+    """Draw pictures of one size side by side as one image, with a name above each; the image artist."""
+    plain = pictures[0].ndim == 3
+    mosaic = _mosaic(pictures, fill=255 if plain else np.nan)
+    height, width = pictures[0].shape[:2]
+    axes = page.axes(_LEFT, _bottom(page, row, tile), _TILE * mosaic.shape[1] / width, tile)
+    axes.set_facecolor(_UNKNOWN)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_ylabel(label, fontsize=9)
+    pitch = mosaic.shape[1] / len(pictures)
+    for i, name in enumerate(names):
+        axes.text((i + 0.5) * pitch, -0.02 * height, name, fontsize=7, ha="center", va="bottom")
+    return axes.imshow(mosaic, aspect="auto", **style)
+
+
+def _bottom(page: _Page, row: int, tile: float) -> float:
+    return page.size[1] - _HEAD - tile - row * (tile + 0.25)
+
+
+def _mosaic(pictures: Sequence[np.ndarray], *, fill: float) -> np.ndarray:
+    gap = round(_GAP / _TILE * pictures[0].shape[1])
+    pad = ((0, 0), (0, gap), *(((0, 0),) if pictures[0].ndim == 3 else ()))
+    return np.concatenate([np.pad(picture, pad, constant_values=fill) for picture in pictures], axis=1)
+
+
+def _bar(page: _Page, row: int, tile: float, image: Any, label: str) -> None:
+    left = image.axes.get_position().x1 * page.size[0] + 0.08
+    axes = page.axes(left, _bottom(page, row, tile), 0.12, tile)
+    page.figure.colorbar(image, cax=axes).set_label(label, fontsize=7)
     axes.tick_params(labelsize=7)
 
 
@@ -145,23 +173,28 @@ def error_map(scene: Scene, first: int, second: int) -> tuple[Float64[np.ndarray
     return np.where(compared, errors, np.nan).reshape(height, width), hidden.reshape(height, width)
 
 
-def _draw_measures(figure: Any, scene: Scene, check: SceneCheck) -> None:
-    histogram, bars = figure.subplots(1, 2, width_ratios=[1, 1.6])
-    _draw_histogram(histogram, scene, check)
+def _draw_measures(page: _Page, scene: Scene, check: SceneCheck) -> None:
+    across = page.size[0]
+    _draw_histogram(page.axes(0.75, 0.5, 0.28 * across, 1.8), scene, check)
+    bars = page.axes(0.28 * across + 4.3, 0.5, 0.72 * across - 4.6, 1.8)
     readings = [*([check.as_read] if check.as_read else []), *_best(check.others), *check.nulls]
     readings = [found for found in readings if found.error is not None]
-    if not readings:
-        bars.set_axis_off()
-        bars.text(0.5, 0.5, "no pair of views to measure", ha="center", fontsize=9)
+    if readings:
+        _draw_bars(bars, readings, _COLOURS[check.verdict])
         return
+    bars.set_axis_off()
+    bars.text(0.5, 0.5, "no pair of views to measure", ha="center", fontsize=9)
+
+
+def _draw_bars(bars: Any, readings: Sequence[Found], colour: str) -> None:
     values = [max(100 * (found.error or 0), 1e-3) for found in readings]
-    colours = [_COLOURS[check.verdict] if i == 0 else "#8c959f" for i in range(len(readings))]
+    colours = [colour if found.label == "as read" else "#8c959f" for found in readings]
     bars.barh([found.label for found in readings], values, color=colours)
     for i, found in enumerate(readings):
         text = f" {percent(found.error)}, texture {found.photometric or 0:.2f}"
         bars.text(values[i], i, text, va="center", fontsize=6.5)
     bars.set_xscale("log")
-    bars.set_xlim(min(values) / 2, max(values) * 12)
+    bars.set_xlim(min(values) / 2, max(values) * 30)
     bars.invert_yaxis()
     bars.set_xlabel("median relative depth error (%), log scale", fontsize=8)
     bars.tick_params(labelsize=7)

@@ -13,8 +13,10 @@ _PHOTOMETRIC_GAIN = 0.2
 _ALIKE = 1.25
 # What a few pairs must show before more are measured.
 _LOWER = 1.2
-# Errors nearer than this are one and the same finding; the reading listed first, the more specific one, names it.
-_SAME = 1.1
+# Depth errors that differ by less say nothing; of those readings the images choose, and of the ones they match equally
+# well, the one listed first, the more specific one, names the finding.
+_NOISE = 2e-4
+_SAME = 0.02
 # Below as many pairs, no overlap at all may be the capture's nature.
 _FEW_PAIRS = 3
 
@@ -68,7 +70,9 @@ def best_reading(as_read: Found, others: Sequence[Found], config: CheckConfig) -
     if not better:
         return None
     lowest = min(found.error or 0.0 for found in better)
-    return next(found for found in better if (found.error or 0.0) <= lowest * _SAME)
+    alike = [found for found in better if (found.error or 0.0) <= lowest * _ALIKE + _NOISE]
+    matched = max(found.photometric or 0.0 for found in alike)
+    return next(found for found in alike if (found.photometric or 0.0) >= matched - _SAME)
 
 
 def may_gain(as_read: Found, found: Found) -> bool:
