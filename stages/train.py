@@ -27,7 +27,9 @@ def main(system: str) -> None:
     summary = fit(model, *feeds, config, name=system, lr=params["lr"], seed=params["seed"], params=own, out=out)
     if summary:
         logged = {"lr": params["lr"], "seed": params["seed"], "train": params["train"][system], "system": own}
-        record("train", system, params, params=logged, curve=out / "curve.csv", artifacts=[out / "summary.json"])
+        files = {"curve": out / "curve.csv", "artifacts": [out / "summary.json"]}
+        tags = {"dataset": suites[config.train_suite].dataset}
+        record("train", system, params, params=logged, metrics={"val/abs_rel": summary["best"]}, tags=tags, **files)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,21 @@ def test_only_stages_on_all_data_sets_follow_the_new_ones() -> None:
     assert changed["train"]["deps"] == ["data/scenes/dtu"]
 
 
+def test_a_method_that_the_graph_lacks_is_predicted_and_scored() -> None:
+    item = {"code": "x", "weights": "x", "initial": "x"}
+    stages = {
+        "predict": {"foreach": {"a": item}, "do": {}},
+        "evaluate": {"foreach": ["a"]},
+        "report": {"deps": ["scores/a"]},
+    }
+    changed = runs.with_methods({"stages": stages}, ["a", "perturbed", "file"])["stages"]
+    assert list(changed["predict"]["foreach"]) == ["a", "perturbed", "file"]
+    assert changed["predict"]["foreach"]["perturbed"]["code"] == "src/plumbline/systems/perturbed.py"
+    assert changed["evaluate"]["foreach"] == ["a", "perturbed", "file"]
+    assert changed["report"]["deps"] == ["scores/a", "scores/perturbed", "scores/file"]
+    assert list(stages["predict"]["foreach"]) == ["a"]
+
+
 def git(folder: Path, *arguments: str) -> None:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)

@@ -31,7 +31,8 @@ def run_params(params: Path, *, name: str, root: Path) -> int:
     _write_yaml(clone / "params.yaml", complete)
     graph = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     datasets = value(load_params(root / "params.yaml"), "graph.datasets")
-    _write_yaml(clone / "dvc.yaml", with_datasets(graph, datasets, value(complete, "graph.datasets")))
+    graph = with_datasets(graph, datasets, value(complete, "graph.datasets"))
+    _write_yaml(clone / "dvc.yaml", with_methods(graph, list(value(complete, "systems"))))
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "repro"], cwd=clone, env=_environment(clone), check=False
     ).returncode
@@ -90,6 +91,24 @@ def _with_datasets(deps: Sequence[str], old: Sequence[str], new: Sequence[str]) 
         swapped = [f"data/{match[1]}/{name}" for name in new] if match is not None and swaps else [dep]
         result += [item for item in swapped if item not in result]
     return result
+
+
+def with_methods(graph: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """dvc.yaml's content with `methods` it lacks (another estimator's depth in files, perturbed truth) predicted and scored.
+
+    A method that is not in the graph is one that is not trained: its code is all it is made from.
+    """
+    stages = dict(graph["stages"])
+    items = dict(stages["predict"]["foreach"])
+    new = [method for method in methods if method not in items]
+    for method in new:
+        code = f"src/plumbline/systems/{method}.py" if method != "file" else "src/plumbline/prediction.py"
+        items[method] = {"code": code, "weights": code, "initial": code}
+    stages["predict"] = {**stages["predict"], "foreach": items}
+    stages["evaluate"] = {**stages["evaluate"], "foreach": [*stages["evaluate"]["foreach"], *new]}
+    scores = [f"scores/{method}" for method in new]
+    stages["report"] = {**stages["report"], "deps": [*stages["report"]["deps"], *scores]}
+    return {**graph, "stages": stages}
 
 
 def clone_worktree(root: Path, clone: Path) -> None:

@@ -25,11 +25,16 @@ def run(main: Callable[..., None]) -> None:
         raise SystemExit(130) from None
 
 
-def record(stage: str, item: str | None, params: Mapping[str, Any], /, **logged: Any) -> None:
-    """Log what a stage did (see `tracking.log_stage`). Called last: only now is mlflow imported."""
+def record(
+    stage: str, item: str | None, params: Mapping[str, Any], /, tags: Mapping[str, str] | None = None, **logged: Any
+) -> None:
+    """Log what a stage did (see `tracking.log_stage`), tagged with its item and seed. Called last: mlflow loads only now."""
     from plumbline.tracking import log_stage
 
-    log_stage(stage, item=item, config=section(params, "tracking", TrackingConfig), **logged)
+    kind = "dataset" if stage in {"download", "parse", "check_data"} else "system"
+    own = {"seed": str(params["seed"])} | ({} if item is None else {kind: item})
+    config = section(params, "tracking", TrackingConfig)
+    log_stage(stage, item=item, config=config, tags=own | dict(tags or {}), **logged)
 
 
 def raw_root() -> Path:
