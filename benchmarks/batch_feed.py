@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+import allocator
 from plumbline.data.canonical import read_scene, write_scene
 from plumbline.feed import SampleFeed
 from plumbline.files import write_jpg, write_png16
@@ -76,11 +77,11 @@ def benches(folder: Path) -> list[Bench]:
     return [
         Bench(
             "batch_feed_4x3x240x320",
-            Contender("DataLoader that decodes JPEG and PNG16 per item", lambda: peer(draw[0]())),
-            Contender("feed.SampleFeed.load", lambda: ours(draw[1]())),
+            Contender("DataLoader that decodes JPEG and PNG16 per item", lambda: peer(draw[0]()), allocator.plain),
+            Contender("feed.SampleFeed.load", lambda: ours(draw[1]()), allocator.kept),
             target=40.0,
             check=check,
-            limit=Contender("copy of the batch", copy),
+            limit=Contender("copy of the batch", copy, allocator.kept),
         )
     ]
 

@@ -85,9 +85,10 @@ def benches(_: Path) -> list[Bench]:
         mine, other = backward(ours, depth).clone(), backward(peer, depth)
         assert (mine - other).abs().mean() <= 1e-3 * other.abs().mean()
 
-    names = ("Backproject + Project3D + grid_sample", "geometry.warp", "grid_sample alone")
-    ahead = (allocator.kept, allocator.kept, allocator.kept)
-    runs = [(peer, depth), (ours, depth), (limit, grid)]
+    peer_name = "Backproject + Project3D + grid_sample"
+    names = (peer_name, "geometry.warp", "grid_sample alone", f"{peer_name}, freed memory kept")
+    ahead = (allocator.plain, allocator.kept, allocator.kept, allocator.kept)
+    runs = [(peer, depth), (ours, depth), (limit, grid), (peer, depth)]
     ways = {
         "forward": [lambda f=f: forward(f) for f, _ in runs],
         "forward_backward": [lambda f=f, leaf=leaf: backward(f, leaf) for f, leaf in runs],
@@ -95,5 +96,9 @@ def benches(_: Path) -> list[Bench]:
     found = []
     for way, calls in ways.items():
         turns = [Contender(name, call, before) for name, call, before in zip(names, calls, ahead, strict=True)]
-        found.append(Bench(f"inverse_warp_{way}", turns[0], turns[1], target=1.5, check=check, limit=turns[2]))
+        found.append(
+            Bench(
+                f"inverse_warp_{way}", turns[0], turns[1], target=1.5, check=check, limit=turns[2], variants=(turns[3],)
+            )
+        )
     return found

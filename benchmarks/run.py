@@ -25,7 +25,10 @@ from timing import Measured, measure
 MODULES = ("view_read", "batch_feed", "pfm_read", "metrics", "inverse_warp", "unet_step")
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("bench", "peer", "peer time", "ours", "ratio", "target", "at best", "share of it", "")
-METHOD = "CPU time of one thread, contenders in turns in one process, medians; ratio = peer / ours."
+METHOD = (
+    "CPU time of one thread, contenders in turns in one process, medians; ratio = peer / ours. "
+    "Ours runs with the allocator setting of the stages, a peer in a plain process."
+)
 
 
 def main() -> int:
@@ -37,7 +40,10 @@ def main() -> int:
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
     rows = [row(measured) for measured in measurements(arguments.names, seconds=arguments.seconds)]
     rows += [start_row(name) for name in starts(arguments.names)]
-    Console(width=None if sys.stdout.isatty() else 200).print(drawn(rows))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(drawn(rows))
+    for line in asides(rows):
+        console.print(line, highlight=False, markup=False)
     if not arguments.names:
         write(rows)
     return 0 if rows and all(entry["met"] for entry in rows) else 1
@@ -124,12 +130,22 @@ def drawn(rows: Sequence[dict[str, object]]) -> Table:
     return table
 
 
+def asides(rows: Sequence[dict[str, object]]) -> list[str]:
+    """What was timed beside, as sentences."""
+    return [
+        f"{entry['name']}: {name} {duration(seconds)}, ratio {seconds / entry['ours_s']:.2f}x."
+        for entry in rows
+        for name, seconds in entry["variants_s"].items()
+    ]
+
+
 def write(rows: Sequence[dict[str, object]]) -> None:
     """Write results.md and results.json."""
     machine = {"cpu": cpu_name(), "system": platform.system(), "python": platform.python_version(), **versions()}
     lines = [f"{METHOD} Machine: {', '.join(f'{k} {v}' for k, v in machine.items())}.", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(texts(entry)) + " |" for entry in rows]
+    lines += ["", *(f"- {line}" for line in asides(rows))]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "results.md").write_text("\n".join(lines) + "\n")
     (RESULTS / "results.json").write_text(json.dumps({"machine": machine, "benchmarks": list(rows)}, indent=1) + "\n")

@@ -29,7 +29,7 @@ class Bench:
     """A hot path: ours beside the commonly copied way and, where there is one, what the machine allows at best.
 
     `check` raises when ours and the peer do not give the same. `target` is the least ratio peer / ours. `rounds` of 0
-    means as many as fit the time.
+    means as many as fit the time. `variants` are timed beside and only reported, such as the peer under our allocator.
     """
 
     name: str
@@ -39,11 +39,12 @@ class Bench:
     check: Callable[[], None]
     limit: Contender | None = None
     rounds: int = 0
+    variants: tuple[Contender, ...] = ()
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Median CPU seconds of each contender, and the verdict. `limit` is None where the bench has none."""
+    """Median CPU seconds of each contender, and the verdict. `limit_s` is None where the bench has none."""
 
     name: str
     peer: str
@@ -52,7 +53,7 @@ class Measured:
     target: float
     limit: str = ""
     limit_s: float | None = None
-    notes: dict[str, str] = field(default_factory=dict)
+    variants_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -73,12 +74,17 @@ class Measured:
 def measure(bench: Bench, *, seconds: float) -> Measured:
     """Check that both give the same, then time them in turns for about `seconds` of CPU time each."""
     bench.check()
-    contenders = [bench.peer, bench.ours, *([bench.limit] if bench.limit else [])]
+    contenders = [bench.peer, bench.ours, *([bench.limit] if bench.limit else []), *bench.variants]
     times = take_turns(contenders, seconds=seconds, rounds=bench.rounds)
-    limit_s = times[bench.limit.name] if bench.limit else None
-    limit = bench.limit.name if bench.limit else ""
     return Measured(
-        bench.name, bench.peer.name, times[bench.peer.name], times[bench.ours.name], bench.target, limit, limit_s
+        bench.name,
+        bench.peer.name,
+        times[bench.peer.name],
+        times[bench.ours.name],
+        bench.target,
+        bench.limit.name if bench.limit else "",
+        times[bench.limit.name] if bench.limit else None,
+        {variant.name: times[variant.name] for variant in bench.variants},
     )
 
 

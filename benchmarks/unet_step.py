@@ -58,4 +58,5 @@ def bench(*, batch: int, size: tuple[int, int], target: float, rounds: int) -> B
         target=target,
         check=check,
         rounds=rounds,
+        variants=(Contender("eager, contiguous, float32, freed memory kept", peer, allocator.kept),),
     )
