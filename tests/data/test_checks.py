@@ -500,3 +500,24 @@ def test_options_of_the_reader_reach_the_check(tmp_path, captured):
 
 def test_readings_without_overlap_have_no_error():
     assert Found(label="x", error=None).photometric is None
+
+
+def test_a_sheet_is_drawn_without_pairs_without_depth_and_with_two_views(tmp_path, truth):
+    still = replace(truth, world_T_cam=np.tile(np.eye(4), (VIEWS, 1, 1)), name="still")
+    bare = replace(truth, depth=None, world_T_cam=None, name="bare")
+    pair = replace(
+        truth,
+        name="pair",
+        view_names=truth.view_names[:2],
+        images=truth.images[:2],
+        depth=truth.depth[:2],
+        K=truth.K[:2],
+        world_T_cam=truth.world_T_cam[:2],
+    )
+    for scene, verdict in ((still, "cannot tell"), (bare, "cannot tell"), (pair, "ok")):
+        found = check_scene(scene, CheckConfig())
+        assert found.verdict == verdict
+        checks.write_check(scene, found, tmp_path, CheckConfig())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "still.json", "still.png", "still.ply", "bare.json", "bare.png", "pair.json", "pair.png", "pair.ply",
+    }  # fmt: skip

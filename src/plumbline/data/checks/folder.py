@@ -22,9 +22,9 @@ _DEPTH_RANGE = (0.05, 200.0)
 def check_folder(
     format_name: str,
     path: Path,
-    *,
     out: Path | None = None,
     options: Mapping[str, Any] | None = None,
+    *,
     config: CheckConfig | None = None,
     depth_range: tuple[float, float] = _DEPTH_RANGE,
 ) -> DatasetCheck:

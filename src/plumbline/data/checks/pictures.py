@@ -81,7 +81,8 @@ def _shown(scene: Scene, check: SceneCheck, count: int) -> list[tuple[int, int |
     """View and partner of each column, spread over the pairs; single views where there are no pairs."""
     if not check.pairs:
         total = len(scene.view_names)
-        return [(round(i * (total - 1) / max(count - 1, 1)), None) for i in range(min(count, total))]
+        few = min(count, total)
+        return [(round(i * (total - 1) / max(few - 1, 1)), None) for i in range(few)]
     directed: dict[int, int] = {}
     for first, second in check.pairs:
         directed.setdefault(first, second)
@@ -116,7 +117,7 @@ def _strip(
 ) -> Any:
     """Draw pictures of one size side by side as one image, with a name above each; the image artist."""
     plain = pictures[0].ndim == 3
-    mosaic = _mosaic(pictures, fill=255 if plain else np.nan)
+    mosaic = _mosaic(pictures, fill=255.0 if plain else np.nan)
     height, width = pictures[0].shape[:2]
     axes = page.axes(_LEFT, _bottom(page, row, tile), _TILE * mosaic.shape[1] / width, tile)
     axes.set_facecolor(_UNKNOWN)
@@ -124,6 +125,8 @@ def _strip(
     axes.set_yticks([])
     axes.set_ylabel(label, fontsize=9)
     pitch = mosaic.shape[1] / len(pictures)
+    for i in range(len(pictures)):
+        axes.axvspan(i * pitch + width - 0.5, (i + 1) * pitch - 0.5, color="white", linewidth=0)
     for i, name in enumerate(names):
         axes.text((i + 0.5) * pitch, -0.02 * height, name, fontsize=7, ha="center", va="bottom")
     return axes.imshow(mosaic, aspect="auto", **style)
