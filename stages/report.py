@@ -22,7 +22,8 @@ def main() -> None:
         seed=params["seed"],
     )
     flat = {f"headline/{suite}/{m}": x for suite, row in headline(metrics).items() for m, x in row.items()}
-    record("report", None, params, metrics=flat, artifacts=sorted(Path("reports").glob("*.*")), ends_pipeline=True)
+    files = [Path("reports") / name for name in ("report.html", "report.md", "metrics.json", "headline.json")]
+    record("report", None, params, params=params, metrics=flat, artifacts=files, ends_pipeline=True)
 
 
 if __name__ == "__main__":

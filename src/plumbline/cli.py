@@ -2,11 +2,14 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from plumbline.errors import PlumblineError
+
+if TYPE_CHECKING:
+    from plumbline.config import TrackingConfig
 
 app = typer.Typer(
     name="plumbline",
@@ -46,8 +49,10 @@ def check(
 
     from plumbline.data.checks import check_folder, verdict_table
 
-    result = check_folder(format, path, out or Path("checks") / path.resolve().name, _options(option or []))
-    Console().print(verdict_table(result))
+    folder = out or Path("checks") / path.resolve().name
+    result = check_folder(format, path, out=folder, options=_options(option or []))
+    Console().print(verdict_table(result), highlight=False, soft_wrap=True)
+    typer.echo(f"Pictures and point clouds: {folder}")
     raise SystemExit(1 if result.wrong else 0)
 
 
@@ -81,9 +86,7 @@ def results() -> None:
 
 @app.command()
 def gate(
-    base: Annotated[
-        str | None, typer.Option(help="Revision to compare with. Default: merge-base with main.")
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="Revision to compare with. Default: merge-base with main.")] = None,
     first: Annotated[bool, typer.Option("--first", help="Accept that the base has no metrics yet.")] = False,
     all_rows: Annotated[bool, typer.Option("--all", help="Show unchanged metrics too.")] = False,
 ) -> None:
@@ -115,7 +118,8 @@ def sync() -> None:
     """Record a run in MLflow that was restored from the cache, where no stage ran to log it."""
     from plumbline.tracking import sync as record
 
-    record()
+    run_id = record(_tracking())
+    typer.echo(f"Recorded as run {run_id}." if run_id else "These results are recorded already.")
 
 
 @app.command()
@@ -123,4 +127,10 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) 
     """Open the MLflow page on this machine: runs side by side, parameters, curves, metrics."""
     from plumbline.tracking import serve
 
-    serve(port)
+    raise SystemExit(serve(port))
+
+
+def _tracking() -> "TrackingConfig":
+    from plumbline.config import TrackingConfig, load_params, section
+
+    return section(load_params(), "tracking", TrackingConfig)

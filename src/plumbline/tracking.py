@@ -87,6 +87,29 @@ def sync(config: TrackingConfig, *, folder: Path | None = None) -> str | None:
     return run
 
 
+def serve(port: int) -> int:
+    """Serve the MLflow page on this machine until Ctrl-C; returns the server's exit status."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{dvc_root() / 'mlflow.db'}"
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    try:
+        return subprocess.run(command, env={**quiet, **os.environ}, check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
 @dataclass(frozen=True)
 class Entry:
     """What one run shows."""
