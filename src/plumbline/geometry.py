@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 MIN_Z = 1e-6
+# Pixels beyond the outermost centres that still count as inside: more than the rounding of a warp onto itself.
+SLACK = 1e-3
 
 
 def pixel_grid(
@@ -129,13 +131,14 @@ def warp(
 ) -> tuple[Float[Tensor, "n c h w"], Bool[Tensor, "n h w"]]:
     """The source image seen from the reference through the reference's depth, and where that view is defined.
 
-    Valid: depth > 0, in front of the source camera, and between the centres of the source's outermost pixels. Elsewhere
-    the image fades to 0. Differentiable in image, depth and cameras. Equal to `warp_by_steps`, with all matrices folded.
+    Valid: depth > 0, in front of the source camera, and between the centres of the source's outermost pixels (to within
+    0.001 pixel). Elsewhere the image fades to 0. Differentiable in image, depth and cameras. Equal to `warp_by_steps`, with all matrices folded.
     """
     size = (source_image.shape[-2], source_image.shape[-1])
     grid, z = warp_grid(depth, normalise(compose(K_ref, K_src, src_T_ref), size))
     warped = F.grid_sample(source_image, grid, align_corners=False)
-    inside = (grid[..., 0].abs() <= 1 - 1 / size[1]) & (grid[..., 1].abs() <= 1 - 1 / size[0])
+    reach = 1 - 2 * SLACK
+    inside = (grid[..., 0].abs() <= 1 - reach / size[1]) & (grid[..., 1].abs() <= 1 - reach / size[0])
     return warped, inside & (z > MIN_Z) & (depth > 0)
 
 
@@ -150,5 +153,5 @@ def warp_by_steps(
     points_src = transform(src_T_ref, backproject(depth, K_ref))
     uv, z = project(points_src, K_src)
     limit = uv.new_tensor([source_image.shape[-1] - 1, source_image.shape[-2] - 1])
-    inside = ((uv >= 0) & (uv <= limit)).all(dim=-1)
+    inside = ((uv >= -SLACK) & (uv <= limit + SLACK)).all(dim=-1)
     return sample(source_image, uv), inside & (z > MIN_Z) & (depth > 0)
