@@ -132,7 +132,8 @@ def warp(
     """The source image seen from the reference through the reference's depth, and where that view is defined.
 
     Valid: depth > 0, in front of the source camera, and between the centres of the source's outermost pixels (to within
-    0.001 pixel). Elsewhere the image fades to 0. Differentiable in image, depth and cameras. Equal to `warp_by_steps`, with all matrices folded.
+    0.001 pixel). Elsewhere the image fades to 0. Differentiable in image, depth and cameras. Equal to `warp_by_steps`,
+    with all matrices folded.
     """
     size = (source_image.shape[-2], source_image.shape[-1])
     grid, z = warp_grid(depth, normalise(compose(K_ref, K_src, src_T_ref), size))
