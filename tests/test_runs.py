@@ -10,14 +10,14 @@ from plumbline.errors import ConfigError
 
 
 def test_merging_goes_key_by_key_and_replaces_where_told() -> None:
-    base = {"lr": 1, "suites": {"a": {"x": 1}, "b": {"x": 2}}, "datasets": {"dtu": 1}}
-    over = {"lr": 2, "suites": {"a": {"y": 3}}, "datasets!": {"rooms": 1}}
+    base = {"lr": 1, "suites": {"a": {"x": 1}, "b": {"x": 2}, "c": {}}, "datasets": {"dtu": 1}}
+    over = {"lr": 2, "suites": {"a": {"y": 3}, "c": None}, "datasets!": {"rooms": 1}}
     assert runs.merged(base, over) == {
         "lr": 2,
         "suites": {"a": {"x": 1, "y": 3}, "b": {"x": 2}},
         "datasets": {"rooms": 1},
     }
-    assert base["suites"] == {"a": {"x": 1}, "b": {"x": 2}}
+    assert base["suites"] == {"a": {"x": 1}, "b": {"x": 2}, "c": {}}
 
 
 def test_variables_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,14 @@ def run_params(params: Path, *, name: str, root: Path) -> int:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, key by key. A key of `over` that ends in "!" replaces its whole section."""
+    """`base` with the values of `over`, key by key. A key that ends in "!" replaces its whole section, null removes it."""
     result = dict(base)
     for key, new in over.items():
         old = result.get(key)
         if key.endswith("!"):
             result[key[:-1]] = new
+        elif new is None:
+            result.pop(key, None)
         else:
             result[key] = merged(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
     return result
