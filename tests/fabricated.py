@@ -14,7 +14,6 @@ from plumbline.stored import (
     suite_fingerprint,
     write_samples,
     write_timing,
-    write_timing,
 )
 
 SIZE = (24, 32)

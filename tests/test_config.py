@@ -54,7 +54,7 @@ def test_errors_name_the_key(change: dict[str, object], message: str) -> None:
 def test_missing_keys_and_near_misses() -> None:
     with pytest.raises(ConfigError, match=r"datasets\.dtu\.size: missing"):
         parse({k: v for k, v in DATASET.items() if k != "size"}, DatasetConfig, where="datasets.dtu")
-    with pytest.raises(ConfigError, match="'dtv' is not in datasets. Did you mean 'dtu'"):
+    with pytest.raises(ConfigError, match=r"'dtv' is not in datasets\. Did you mean 'dtu'"):
         section({"datasets": {"dtu": DATASET}}, "datasets.dtv", DatasetConfig)
     with pytest.raises(ConfigError, match=r"no such file\. Run from the project's root"):
         load_params(Path("absent.yaml"))

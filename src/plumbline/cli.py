@@ -76,12 +76,19 @@ def run(
 
 
 @app.command()
-def results() -> None:
+def results(
+    readme: Annotated[
+        bool, typer.Option("--readme", help="Write the table into README.md instead of printing it.")
+    ] = False,
+) -> None:
     """Print the result table of the last run and where its report is."""
     from plumbline.files import read_json
-    from plumbline.report import print_results
+    from plumbline.report import ORACLES, print_results, update_readme
 
-    print_results(read_json(Path("reports/metrics.json")), report=Path("reports/report.html"))
+    if readme:
+        update_readme(Path("README.md"), read_json(Path("reports/headline.json")), oracles=ORACLES)
+    else:
+        print_results(read_json(Path("reports/metrics.json")), report=Path("reports/report.html"), oracles=ORACLES)
 
 
 @app.command()

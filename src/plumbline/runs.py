@@ -161,9 +161,9 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _show_results(clone: Path, report: Path) -> None:
     from plumbline.files import read_json
-    from plumbline.report import print_results
+    from plumbline.report import ORACLES, print_results
 
-    print_results(read_json(clone / "reports/metrics.json"), report=report)
+    print_results(read_json(clone / "reports/metrics.json"), report=report, oracles=ORACLES)
 
 
 def stale_stages(root: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """The whole graph at smoke size, run once for all tests here."""
 
 import pytest
+
 from smoke_project import Project, make_project
 
 

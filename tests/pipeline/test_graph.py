@@ -11,14 +11,26 @@ import time
 from pathlib import Path
 
 import pytest
-from smoke_project import Project
 
 from plumbline.runs import stale_stages
+from smoke_project import Project
 
 pytestmark = pytest.mark.pipeline
 METHODS = ["constant", "median_plane", "plane_sweep", "deltaz"]
 SUITES = ["dtu", "sun3d_gap1", "sun3d_gap5", "sun3d_gap10", "sun3d_gap20"]
-METRICS = "abs_rel abs_diff sq_rel rmse rmse_log log10 delta1 delta2 delta3 delta105 coverage".split()
+METRICS = [
+    "abs_rel",
+    "abs_diff",
+    "sq_rel",
+    "rmse",
+    "rmse_log",
+    "log10",
+    "delta1",
+    "delta2",
+    "delta3",
+    "delta105",
+    "coverage",
+]
 
 
 def metrics_of(folder: Path) -> dict:

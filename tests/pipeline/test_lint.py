@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from plumbline.config import (
     DatasetConfig,
@@ -20,6 +21,7 @@ from plumbline.config import (
     section,
     sections,
 )
+from plumbline.data.sources import Source
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
@@ -151,7 +153,7 @@ def test_params_that_a_stage_reads_are_declared(stage: str) -> None:
     allowed = {"predict": {"train"}}.get(stage, set())
     assert read - allowed <= declared
     # The report shows all of params.yaml.
-    shown = set(load_params(ROOT / "params.yaml")) - {"graph", "tracking"} if stage == "report" else set()
+    shown = set(load_params(ROOT / "params.yaml")) - {"graph", "sources", "tracking"} if stage == "report" else set()
     assert declared == (read - allowed) | shown
 
 
@@ -162,7 +164,9 @@ def test_every_parameter_is_known_to_its_config() -> None:
 
     params = load_params(ROOT / "params.yaml")
     known = {"lr", "seed", "graph", "datasets", "checks", "suites", "systems", "train", "prediction", "evaluation"}
-    assert set(params) == known | {"report", "tracking"}
+    assert set(params) == known | {"report", "tracking", "sources"}
+    for source in params["sources"].values():
+        TypeAdapter(Source).validate_python(source)
     sections(params, "datasets", DatasetConfig)
     sections(params, "suites", SuiteConfig)
     sections(params, "train", TrainConfig)
