@@ -133,7 +133,7 @@ def drawn(rows: Sequence[dict[str, object]]) -> Table:
 def asides(rows: Sequence[dict[str, object]]) -> list[str]:
     """What was timed beside, as sentences."""
     return [
-        f"{entry['name']}: {name} {duration(seconds)}, ratio {seconds / entry['ours_s']:.2f}x."
+        f"{entry['name']}: {name}: {duration(seconds)}, {seconds / entry['ours_s']:.2f} times ours."
         for entry in rows
         for name, seconds in entry["variants_s"].items()
     ]

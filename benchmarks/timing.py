@@ -98,18 +98,22 @@ def take_turns(contenders: Sequence[Contender], *, seconds: float, rounds: int =
     order, samples = random.Random(seed), {contender.name: list[float]() for contender in contenders}
     while not _done(samples, repeats, seconds=seconds, rounds=rounds):
         for contender in order.sample(contenders, len(contenders)):
+            contender.before()
+            if repeats[contender.name] > 1:
+                # The allocator settles after a change of its settings; a user's second call does not pay for that.
+                contender.run()
             samples[contender.name].append(_turn(contender, repeats[contender.name]))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def _repeats(contender: Contender) -> int:
     """How many calls make a turn; also the warm-up."""
-    _turn(contender, 1)
-    return max(1, round(LONG_ENOUGH / max(_turn(contender, 1), 1e-7)))
+    contender.before()
+    first = _turn(contender, 1)
+    return 1 if first > 5 * LONG_ENOUGH else max(2, round(LONG_ENOUGH / max(_turn(contender, 1), 1e-7)))
 
 
 def _turn(contender: Contender, repeats: int) -> float:
-    contender.before()
     start = time.process_time()
     for _ in range(repeats):
         contender.run()

@@ -32,7 +32,7 @@ class Step:
 def benches(_: Path) -> list[Bench]:
     """The default size at batch 4 and DTU's full training size at batch 1."""
     return [
-        bench(batch=4, size=(128, 160), target=1.1, rounds=5),
+        bench(batch=4, size=(128, 160), target=1.1, rounds=3),
         bench(batch=1, size=(512, 640), target=1.35, rounds=3),
     ]
 
