@@ -292,6 +292,15 @@ def test_second_call_asks_nothing(site: Site, tmp_path: Path) -> None:
     assert len(site.asked) == asked
 
 
+def test_file_changed_after_its_fetch_is_fetched_again(site: Site, tmp_path: Path) -> None:
+    site.files["/a.bin"] = BLOB
+    source = plain(f"{site.url}/a.bin")
+    first = fetch(source, tmp_path)
+    (download.raw_folder("box", source, root=tmp_path) / "a.bin").write_bytes(b"cut")
+    assert fetch(source, tmp_path) == first
+    assert content(source, tmp_path, "a.bin") == BLOB
+
+
 def test_too_little_disk_is_said_before_anything_is_fetched(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,7 +184,7 @@ def _by_hand(job: Job, target: Path, url: str) -> str:
 
 def _fetch_archives(source: Archive, job: Job) -> None:
     missing = [file for file in source.files if not _is_done(file, job)]
-    here = {file.name for file in missing if _is_usable(_download_target(file, source, job), file)}
+    here = {file.name for file in missing if _is_usable(_download_target(file, source, job), file, job)}
     sizes = {file.name: _bytes(file, source, job, here=file.name in here) for file in missing}
     _require_space(job, sum(_bytes_needed(f, source, job, size=sizes[f.name], here=f.name in here) for f in missing))
     for file in missing:
@@ -227,9 +227,13 @@ def _is_as_written(path: str, size: int, job: Job) -> bool:
     return (job.folder / path).is_file() and (job.folder / path).stat().st_size == size
 
 
-def _is_usable(path: Path, file: RemoteFile) -> bool:
+def _is_usable(path: Path, file: RemoteFile, job: Job) -> bool:
     """True for a copy that is there already, put by a user or an earlier run, and is what was asked for."""
     if not path.is_file():
+        return False
+    recorded = job.known.get(str(PurePosixPath(file.into, file.name))) if path.is_relative_to(job.folder) else None
+    if recorded is not None and not recorded.fits(path):
+        LOG.warning("%s: changed since it was fetched: it is fetched again", path)
         return False
     if file.size is not None and path.stat().st_size != file.size:
         LOG.warning("%s: has %d bytes, expected %d: it is fetched again", path, path.stat().st_size, file.size)
