@@ -119,7 +119,8 @@ def warp_grid(
     size = (depth.shape[-2], depth.shape[-1])
     x, y, z = (torch.addcmul(P[..., i, 3, None, None], ray, depth) for i, ray in enumerate(rays(P, size)))
     scale = z.clamp(min=MIN_Z).reciprocal()
-    return torch.stack([x * scale, y * scale], dim=-1), z
+    # Two planes seen as pairs: cheaper to write than pairs, and grid_sample reads them as well.
+    return torch.stack([x * scale, y * scale], dim=-3).movedim(-3, -1), z
 
 
 def warp(
