@@ -15,7 +15,7 @@ import threading
 import types
 import zipfile
 from collections import Counter, namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -739,10 +739,11 @@ def generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNa
     (tmp_path / "code" / "__init__.py").write_text("")
     runs: list[int] = []
 
-    def generate(config: Settings, out: Path) -> None:
+    def generate(config: Settings, out: Path, *, progress: Callable[[str], None]) -> None:
         runs.append(config.scenes)
         for index in range(config.scenes):
             (out / f"{index}.txt").write_text("scene")
+            progress(f"{index}")
 
     module = types.SimpleNamespace(
         Config=Settings, generate=generate, runs=runs, __file__=str(tmp_path / "code" / "__init__.py")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -136,7 +137,12 @@ def _generate(source: Synthetic, job: Job) -> None:
     from plumbline.data import synthetic
 
     with atomic_folder(job.folder) as temporary:
-        synthetic.generate(_generator_config(job.dataset, source), temporary)
+        synthetic.generate(_generator_config(job.dataset, source), temporary, progress=partial(_tell, job))
+
+
+def _tell(job: Job, scene: str) -> None:
+    if job.progress:
+        LOG.info("%s: made %s", job.dataset, scene)
 
 
 @contextmanager
