@@ -11,7 +11,7 @@ from torch import Tensor
 from plumbline.geometry import backproject
 
 InputName = Literal["rgb", "initial_depth", "rays", "sparse_depth", "sparse_distance", "initial_confidence", "validity"]
-INPUT_NAMES: tuple[str, ...] = get_args(InputName)
+INPUT_NAMES: tuple[InputName, ...] = get_args(InputName)
 CHANNELS: dict[str, int] = {"rgb": 3, "rays": 3}
 CELL = 8
 REACH = 32

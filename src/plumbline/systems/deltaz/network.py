@@ -1,11 +1,21 @@
 """DeltaZUNet: a U-Net with a correction head and an optional confidence head."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from plumbline.systems.blocks import ConvBlock, ResidualBlock, pad_to_multiple
+
+
+class Answer(NamedTuple):
+    """What the heads say of each pixel: a correction and, with their heads, a confidence in [0, 1] and a target."""
+
+    correction: Float[Tensor, "n h w"]
+    confidence: Float[Tensor, "n h w"] | None
+    target: Float[Tensor, "n h w"] | None
 
 
 class DeltaZUNet(nn.Module):
@@ -23,6 +33,7 @@ class DeltaZUNet(nn.Module):
         base_channels: int = 32,
         depth: int = 4,
         out_confidence: bool = False,
+        out_target: bool = False,
         patch: int = 1,
     ) -> None:
         super().__init__()
@@ -35,27 +46,32 @@ class DeltaZUNet(nn.Module):
         )
         self.correction_head = _head(base_channels, patch)
         self.confidence_head = _head(base_channels, patch) if out_confidence else None
+        self.target_head = _head(base_channels, patch) if out_target else None
         for parameter in self.correction_head.parameters():
             nn.init.zeros_(parameter)
         self.patch = patch
         self.multiple = patch * 2**depth
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"] | None]:
-        """The correction and, with its head, the confidence in [0, 1] (higher = surer), at the size of `x`.
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Answer:
+        """What the heads answer, at the size of `x`.
 
         Sizes that patch * 2^depth does not divide are padded by repeating the last row and column, and cropped back.
         """
-        height, width = x.shape[-2:]
+        size = (x.shape[-2], x.shape[-1])
         patches = F.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.patch)
         features = self._features(patches.contiguous(memory_format=torch.channels_last))
-        correction = self._pixels(self.correction_head(features))[:, :height, :width]
-        if self.confidence_head is None:
-            return correction, None
-        confidence = self._pixels(self.confidence_head(features))[:, :height, :width]
-        return correction, torch.sigmoid(confidence)
+        return Answer(
+            correction=self._pixels(self.correction_head, features, size),
+            confidence=None
+            if self.confidence_head is None
+            else self._pixels(self.confidence_head, features, size).sigmoid(),
+            target=None if self.target_head is None else self._pixels(self.target_head, features, size),
+        )
 
-    def _pixels(self, x: Float[Tensor, "n k h w"]) -> Float[Tensor, "n h2 w2"]:
-        return F.pixel_shuffle(x, self.patch)[:, 0]
+    def _pixels(
+        self, head: nn.Conv2d, features: Float[Tensor, "n c h2 w2"], size: tuple[int, int]
+    ) -> Float[Tensor, "n h w"]:
+        return F.pixel_shuffle(head(features), self.patch)[:, 0, : size[0], : size[1]]
 
     def _features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h w"]:
         skips = []

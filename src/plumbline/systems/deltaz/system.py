@@ -12,13 +12,20 @@ from plumbline.errors import DataError
 from plumbline.systems.augment import AugmentConfig, augment
 from plumbline.systems.blocks import load_weights
 from plumbline.systems.deltaz import losses
-from plumbline.systems.deltaz.inputs import INPUT_NAMES, InitialDepth, InputName, channels, network_input, prepare
+from plumbline.systems.deltaz.inputs import (
+    INPUT_NAMES,
+    InitialDepth,
+    InputName,
+    channels,
+    network_input,
+    prepare,
+)
 from plumbline.systems.deltaz.network import DeltaZUNet
 from plumbline.systems.records import Batch, Prediction
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "published": {"base_channels": 32, "depth": 4, "patch": 1},
-    "tiny": {"base_channels": 16, "depth": 3, "patch": 2},
+    "published": {"base_channels": 32, "depth": 4, "patch": 1, "target": False},
+    "tiny": {"base_channels": 16, "depth": 3, "patch": 4, "target": True},
 }
 LARGEST_LOG_CORRECTION = 2.0
 
@@ -47,10 +54,11 @@ class Config(BaseModel):
 
     preset: Literal["published", "tiny"] = "published"
     initial: str = Field(default="plane_sweep", min_length=1, description="method whose predictions are refined")
-    inputs: tuple[InputName, ...] = INPUT_NAMES  # type: ignore[assignment]
+    inputs: tuple[InputName, ...] = INPUT_NAMES
     base_channels: int = Field(default=32, ge=8, le=256, multiple_of=8, description="channels of the finest level")
     depth: int = Field(default=4, ge=1, le=6, description="levels of the U-Net")
     patch: int = Field(default=1, ge=1, le=8, description="side of the pixel patches the finest level works on")
+    target: bool = Field(default=False, description="correct by a learnt share of the way to a learnt depth")
     confidence: bool = Field(default=True, description="predict a confidence as well")
     occlusion_threshold: float = Field(default=losses.OCCLUSION_THRESHOLD, gt=0, le=1, description="relative to depth")
     weights: LossWeights = LossWeights()
@@ -75,8 +83,9 @@ class System(nn.Module):
 
     The network works free of scale: it sees log(depth / scale), the scale being the median of view 0's valid initial
     depth, and returns the correction's logarithm r, so that Δz = z0 (exp(r) - 1) is undone to metres by the scale and
-    a refined depth is always positive. Losses are in the same unit, metres / scale. Where the initial depth abstains,
-    z0 is filled from its surroundings.
+    a refined depth is always positive. With `target` r is a learnt share of the way from log z0 to a learnt log depth:
+    where z0 is wrong, its error need not be copied through the network to be taken away. Losses are in the same unit,
+    metres / scale. Where the initial depth abstains, z0 is filled from its surroundings.
     """
 
     inputs: ClassVar[frozenset[str]] = frozenset({"image", "K", "depth_range", "initial_depth", "initial_confidence"})
@@ -89,6 +98,7 @@ class System(nn.Module):
             base_channels=config.base_channels,
             depth=config.depth,
             out_confidence=config.confidence,
+            out_target=config.target,
             patch=config.patch,
         )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -102,7 +112,7 @@ class System(nn.Module):
         b, p, h, w = initial_depth.shape
         confidence = None if batch.initial_confidence is None else batch.initial_confidence[:, :p]
         initial = prepare(initial_depth, confidence, batch.depth_range)
-        correction, sure = self._refine(batch.image[:, :p], batch.K[:, :p], initial)
+        correction, sure = self._refine(batch, initial)
         scale = initial.scale.reshape(b, p)[:, 0]
         base = initial.filled.reshape(b, p, h, w)
         delta = base * torch.expm1(correction.to(base.dtype).reshape(b, p, h, w))
@@ -129,12 +139,15 @@ class System(nn.Module):
         """Load this project's checkpoint or a plain state dict, strictly; DataError names what does not fit."""
         load_weights(self, path)
 
-    def _refine(
-        self, image: Float[Tensor, "b p 3 h w"], K: Float[Tensor, "b p 3 3"], initial: InitialDepth
-    ) -> tuple[Tensor, Tensor | None]:
-        x = network_input(self.config.inputs, image.flatten(0, 1), K.flatten(0, 1), initial)
-        correction, confidence = self.network(x)
-        return correction.clamp(-LARGEST_LOG_CORRECTION, LARGEST_LOG_CORRECTION), confidence
+    def _refine(self, batch: Batch, initial: InitialDepth) -> tuple[Tensor, Tensor | None]:
+        p = len(initial.scale) // len(batch.image)
+        image, K = batch.image[:, :p].flatten(0, 1), batch.K[:, :p].flatten(0, 1)
+        x = network_input(self.config.inputs, image, K, initial)
+        answer = self.network(x)
+        correction = answer.correction
+        if answer.target is not None:
+            correction = correction * (answer.target - initial.filled.log())
+        return correction.clamp(-LARGEST_LOG_CORRECTION, LARGEST_LOG_CORRECTION), answer.confidence
 
     def _components(self, prediction: Prediction, batch: Batch, depth: Tensor, mask: Tensor) -> dict[str, Tensor]:
         p = prediction.depth.shape[1]
