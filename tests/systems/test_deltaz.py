@@ -286,6 +286,22 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
             system().load_pretrained(tmp_path / name)
 
 
+def test_doubt_holds_the_correction_back_where_the_initial_depth_is_sure() -> None:
+    data = batch()
+    confidence = torch.full_like(data.initial_depth, 0.2)
+    confidence[..., :17] = 1.0
+    prediction = system(doubt=True)(replace(data, initial_confidence=confidence))
+    delta = prediction.internals["delta"]
+    assert not delta[..., :17].any() and delta[..., 17:].abs().mean() > 0.001
+
+
+def test_without_a_confidence_there_is_doubt_everywhere() -> None:
+    data = batch()
+    assert (prepare(data.initial_depth, None, data.depth_range).doubt == 1).all()
+    doubt = prepare(data.initial_depth, data.initial_confidence, data.depth_range).doubt
+    assert torch.allclose(doubt, 1 - data.initial_confidence.flatten(0, 1) ** 4)
+
+
 def test_fill_keeps_values_and_reaches_everywhere() -> None:
     values, weight = torch.zeros(1, 9, 14), torch.zeros(1, 9, 14)
     values[0, 2, 3], weight[0, 2, 3] = 5.0, 0.5

@@ -22,12 +22,14 @@ class InitialDepth:
     """An initial depth made whole and free of scale, per view.
 
     `scale` (metres) is the normaliser. `filled` is the initial depth where there is one and a smooth fill elsewhere, in
-    units of `scale`. `valid` says where there is one; `confidence` is 0 where there is none.
+    units of `scale`. `valid` says where there is one; `confidence` is 0 where there is none. `doubt` in [0, 1] is
+    1 - confidence^4: near 0 only where the initial depth is sure; 1 everywhere when its source gives no confidence.
     """
 
     filled: Float[Tensor, "n h w"]
     valid: Bool[Tensor, "n h w"]
     confidence: Float[Tensor, "n h w"]
+    doubt: Float[Tensor, "n h w"]
     scale: Float[Tensor, " n"]
 
 
@@ -48,7 +50,14 @@ def prepare(
     normalised = (clean / scale[:, None, None, None]).flatten(0, 1)
     weight = (sure.flatten(0, 1) + 1e-3) * valid.flatten(0, 1)
     filled = torch.where(valid.flatten(0, 1), normalised, fill(normalised, weight))
-    return InitialDepth(filled, valid.flatten(0, 1), sure.flatten(0, 1), scale.repeat_interleave(depth.shape[1]))
+    doubt = torch.ones_like(sure) if confidence is None else 1 - sure**4
+    return InitialDepth(
+        filled,
+        valid.flatten(0, 1),
+        sure.flatten(0, 1),
+        doubt.flatten(0, 1),
+        scale.repeat_interleave(depth.shape[1]),
+    )
 
 
 def sample_scale(depth: Float[Tensor, "b h w"], depth_range: Float[Tensor, "b 2"] | None) -> Float[Tensor, " b"]:

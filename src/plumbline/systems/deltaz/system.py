@@ -24,8 +24,8 @@ from plumbline.systems.deltaz.network import DeltaZUNet
 from plumbline.systems.records import Batch, Prediction
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "published": {"base_channels": 32, "depth": 4, "patch": 1, "target": False},
-    "tiny": {"base_channels": 16, "depth": 3, "patch": 4, "target": True},
+    "published": {"base_channels": 32, "depth": 4, "patch": 1, "target": False, "doubt": False},
+    "tiny": {"base_channels": 16, "depth": 3, "patch": 4, "target": True, "doubt": True},
 }
 LARGEST_LOG_CORRECTION = 2.0
 
@@ -59,6 +59,7 @@ class Config(BaseModel):
     depth: int = Field(default=4, ge=1, le=6, description="levels of the U-Net")
     patch: int = Field(default=1, ge=1, le=8, description="side of the pixel patches the finest level works on")
     target: bool = Field(default=False, description="correct by a learnt share of the way to a learnt depth")
+    doubt: bool = Field(default=False, description="correct in proportion to the doubt in the initial depth")
     confidence: bool = Field(default=True, description="predict a confidence as well")
     occlusion_threshold: float = Field(default=losses.OCCLUSION_THRESHOLD, gt=0, le=1, description="relative to depth")
     weights: LossWeights = LossWeights()
@@ -84,8 +85,9 @@ class System(nn.Module):
     The network works free of scale: it sees log(depth / scale), the scale being the median of view 0's valid initial
     depth, and returns the correction's logarithm r, so that Δz = z0 (exp(r) - 1) is undone to metres by the scale and
     a refined depth is always positive. With `target` r is a learnt share of the way from log z0 to a learnt log depth:
-    where z0 is wrong, its error need not be copied through the network to be taken away. Losses are in the same unit,
-    metres / scale. Where the initial depth abstains, z0 is filled from its surroundings.
+    where z0 is wrong, its error need not be copied through the network to be taken away. With `doubt` r is held back
+    where the initial depth is sure. Losses are in the same unit, metres / scale. Where the initial depth abstains, z0
+    is filled from its surroundings.
     """
 
     inputs: ClassVar[frozenset[str]] = frozenset({"image", "K", "depth_range", "initial_depth", "initial_confidence"})
@@ -147,6 +149,8 @@ class System(nn.Module):
         correction = answer.correction
         if answer.target is not None:
             correction = correction * (answer.target - initial.filled.log())
+        if self.config.doubt:
+            correction = correction * initial.doubt
         return correction.clamp(-LARGEST_LOG_CORRECTION, LARGEST_LOG_CORRECTION), answer.confidence
 
     def _components(self, prediction: Prediction, batch: Batch, depth: Tensor, mask: Tensor) -> dict[str, Tensor]:
