@@ -63,6 +63,7 @@ def test_the_published_network_is_the_seed_s() -> None:
     assert config.weights.model_dump(exclude={"confidence"}) == {
         "depth": 1.0, "delta_z": 0.5, "point_3d": 1.0, "multiview_consistency": 0.5, "smoothness": 0.1,
         "correction_magnitude": 0.01, "direct_supervision": 0.0, "surface_smoothness": 0.0, "relative_magnitude": 0.0,
+        "relative_depth": 0.0,
     }  # fmt: skip
     network = DeltaZUNet(1)
     assert [level[0].conv.out_channels for level in network.encoder] == [32, 64, 128, 256]

@@ -47,6 +47,7 @@ def test_masked_losses_by_hand() -> None:
     initial = torch.tensor([[[[1.0, 4.0], [3.0, 9.0]]]])
     mask = truth > 0
     assert losses.depth_error(refined, truth, mask).item() == pytest.approx(0.5)
+    assert losses.relative_error(refined, truth, mask).item() == pytest.approx((0.5 / 1.5 + 1 / 2) / 3)
     assert losses.improvement(refined, initial, truth, mask).item() == pytest.approx(-2 / 3)
     assert losses.direct_supervision(refined - initial, initial, truth, mask).item() == pytest.approx(0.5)
     assert losses.correction_magnitude(refined - initial).item() == pytest.approx(0.5)

@@ -92,6 +92,14 @@ def fill(values: Float[Tensor, "n h w"], weight: Float[Tensor, "n h w"]) -> Floa
     return dense[:, 0]
 
 
+def smoothed_log(initial: InitialDepth) -> Float[Tensor, "n h w"]:
+    """The mean of log z0 over a 9x9 window, weighted by confidence squared: an initial depth without its noise."""
+    weight = initial.confidence.square() + 1e-3
+    stacked = torch.stack([initial.filled.log() * weight, weight], dim=1)
+    total, mass = F.avg_pool2d(stacked, 9, stride=1, padding=4).unbind(1)
+    return total / mass
+
+
 def sparse_points(initial: InitialDepth) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, "n h w"]]:
     """Depth (units of the scale) at a sparse set of trustworthy pixels and where they are.
 

@@ -31,6 +31,11 @@ def depth_error(refined: Maps, truth: Maps, mask: Mask) -> Scalar:
     return masked_mean((refined - truth).abs(), mask)
 
 
+def relative_error(refined: Maps, truth: Maps, mask: Mask) -> Scalar:
+    """Masked mean of |z0 + Δz - z*| / z*: what abs_rel measures, in which near and far errors weigh alike."""
+    return masked_mean((refined - truth).abs() / torch.where(mask, truth, torch.ones_like(truth)), mask)
+
+
 def improvement(refined: Maps, initial: Maps, truth: Maps, mask: Mask) -> Scalar:
     """Masked mean of |z0 + Δz - z*| - |z0 - z*|, the second term detached: negative when the refinement helps."""
     return masked_mean((refined - truth).abs() - (initial - truth).abs().detach(), mask)

@@ -21,9 +21,9 @@ class Answer(NamedTuple):
 class DeltaZUNet(nn.Module):
     """A residual U-Net of `depth` levels; level i has `base_channels` * 2^i channels (a multiple of 8).
 
-    With `patch` above 1 its finest level works on patches of patch x patch pixels, whose channels are stacked, and each
-    head answers for all pixels of a patch: about 1 / patch^2 of the cost. The correction head starts at zero, so that an
-    untrained network leaves the initial depth as it is.
+    With `patch` above 1 its finest level works on patches of patch x patch pixels, whose channels are stacked, and what
+    the heads answer for a patch is enlarged bilinearly: about 1 / patch^2 of the cost. The correction head starts at
+    zero, so that an untrained network leaves the initial depth as it is.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class DeltaZUNet(nn.Module):
         self.decoder = nn.ModuleList(
             _level(widths[level + 1] + widths[level], widths[level]) for level in reversed(range(depth))
         )
-        self.correction_head = _head(base_channels, patch)
-        self.confidence_head = _head(base_channels, patch) if out_confidence else None
-        self.target_head = _head(base_channels, patch) if out_target else None
+        self.correction_head = _head(base_channels)
+        self.confidence_head = _head(base_channels) if out_confidence else None
+        self.target_head = _head(base_channels) if out_target else None
         for parameter in self.correction_head.parameters():
             nn.init.zeros_(parameter)
         self.patch = patch
@@ -71,7 +71,10 @@ class DeltaZUNet(nn.Module):
     def _pixels(
         self, head: nn.Conv2d, features: Float[Tensor, "n c h2 w2"], size: tuple[int, int]
     ) -> Float[Tensor, "n h w"]:
-        return F.pixel_shuffle(head(features), self.patch)[:, 0, : size[0], : size[1]]
+        answer = head(features)
+        if self.patch > 1:
+            answer = F.interpolate(answer, scale_factor=self.patch, mode="bilinear", align_corners=False)
+        return answer[:, 0, : size[0], : size[1]]
 
     def _features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h w"]:
         skips = []
@@ -89,5 +92,5 @@ def _level(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(ConvBlock(in_channels, out_channels), ResidualBlock(out_channels))
 
 
-def _head(channels: int, patch: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, patch**2, 3, padding=1)
+def _head(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, 1, 3, padding=1)

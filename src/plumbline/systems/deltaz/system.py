@@ -19,6 +19,7 @@ from plumbline.systems.deltaz.inputs import (
     channels,
     network_input,
     prepare,
+    smoothed_log,
 )
 from plumbline.systems.deltaz.network import DeltaZUNet
 from plumbline.systems.records import Batch, Prediction
@@ -45,6 +46,7 @@ class LossWeights(BaseModel):
     direct_supervision: float = Field(default=0.0, ge=0)
     surface_smoothness: float = Field(default=0.0, ge=0)
     relative_magnitude: float = Field(default=0.0, ge=0)
+    relative_depth: float = Field(default=0.0, ge=0)
 
 
 class Config(BaseModel):
@@ -84,10 +86,10 @@ class System(nn.Module):
 
     The network works free of scale: it sees log(depth / scale), the scale being the median of view 0's valid initial
     depth, and returns the correction's logarithm r, so that Δz = z0 (exp(r) - 1) is undone to metres by the scale and
-    a refined depth is always positive. With `target` r is a learnt share of the way from log z0 to a learnt log depth:
-    where z0 is wrong, its error need not be copied through the network to be taken away. With `doubt` r is held back
-    where the initial depth is sure. Losses are in the same unit, metres / scale. Where the initial depth abstains, z0
-    is filled from its surroundings.
+    a refined depth is always positive. With `target` r is a learnt share of the way from log z0 to a learnt log depth,
+    given relative to a local mean: z0's noise need not be copied through the network to be taken away. With `doubt` r is
+    held back where the initial depth is sure. Losses are in the same unit, metres / scale. Where the initial depth
+    abstains, z0 is filled from its surroundings.
     """
 
     inputs: ClassVar[frozenset[str]] = frozenset({"image", "K", "depth_range", "initial_depth", "initial_confidence"})
@@ -148,7 +150,7 @@ class System(nn.Module):
         answer = self.network(x)
         correction = answer.correction
         if answer.target is not None:
-            correction = correction * (answer.target - initial.filled.log())
+            correction = correction * (smoothed_log(initial) + answer.target - initial.filled.log())
         if self.config.doubt:
             correction = correction * initial.doubt
         return correction.clamp(-LARGEST_LOG_CORRECTION, LARGEST_LOG_CORRECTION), answer.confidence
@@ -168,6 +170,7 @@ class System(nn.Module):
             "direct_supervision": losses.direct_supervision(delta, initial, truth, known),
             "surface_smoothness": losses.surface_smoothness(refined),
             "relative_magnitude": losses.relative_magnitude(delta, initial),
+            "relative_depth": losses.relative_error(refined, truth, known),
         }
         if prediction.confidence is not None:
             components["confidence"] = losses.confidence_error(prediction.confidence, refined, truth, known)
