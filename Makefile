@@ -4,6 +4,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 PYTHON ?= python3
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Threads that spin while they wait are ruinous on a shared machine.
+export OMP_WAIT_POLICY ?= passive
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10

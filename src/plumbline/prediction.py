@@ -1,8 +1,10 @@
 """Predict once, evaluate files: every method's depth for every sample of the suites, in `predictions/<method>`."""
 
 import math
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +150,7 @@ def predict(
     sample for a prediction that is NaN, infinite, negative or of another shape, ConfigError when something it reads is missing.
     """
     system.eval()
+    workers = (os.cpu_count() or 1) if torch.device(device).type == "cpu" else 1
     seconds: dict[str, float] = {}
     with atomic_folder(out) as temporary:
         for suite in suites:
@@ -161,7 +164,9 @@ def predict(
             )
             feed = _feed(suite, start, constant)
             answer = _system_answer(system, method, feed, torch.device(device))
-            seconds[suite.name] = _write_suite(temporary / suite.name, about, suite, answer, batch_size=batch_size)
+            seconds[suite.name] = _write_suite(
+                temporary / suite.name, about, suite, answer, batch_size=batch_size, workers=workers
+            )
         write_timing(temporary, seconds)
     return seconds
 
@@ -297,7 +302,13 @@ def _check_size(path: Path, depth: np.ndarray, size: tuple[int, ...]) -> None:
 
 
 def _write_suite(
-    folder: Path, about: About, suite: Suite, answer: Callable[[Sequence[int]], _Answer], *, batch_size: int
+    folder: Path,
+    about: About,
+    suite: Suite,
+    answer: Callable[[Sequence[int]], _Answer],
+    *,
+    batch_size: int,
+    workers: int = 1,
 ) -> float:
     folder.mkdir(parents=True)
     count = len(suite.samples)
@@ -305,17 +316,34 @@ def _write_suite(
     seconds: list[float] = []
     stacks: dict[str, StackFile] = {}
     with ExitStack() as closing, progress(f"predict {about.method} {suite.name}", total=count) as show:
-        for first in range(0, count, batch_size):
-            indices = range(first, min(first + batch_size, count))
-            got = answer(indices)
+        chunks = [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
+        for indices, got in zip(chunks, _answers(answer, chunks, workers), strict=True):
             _refuse_bad(got, suite, [f"{about.method} {suite.name} {stored[i].label}" for i in indices])
-            if first == 0:
+            if not stacks:
                 stacks = _open_stacks(folder, got, count, closing)
             _append(stacks, got, about)
             seconds += [got.seconds] * len(indices)
             show(indices[-1] + 1, {"s/sample": got.seconds})
     write_samples(folder, about, stored)
     return float(np.median(seconds))
+
+
+def _answers(answer: Callable[[Sequence[int]], _Answer], chunks: Sequence[range], workers: int) -> Iterator[_Answer]:
+    """The answers to `chunks`, in order. On a CPU each of `workers` threads computes a whole batch on one core.
+
+    Many small operations do not share out over cores; batches do. And a sum then does not depend on the number of cores.
+    """
+    if workers == 1:
+        yield from map(answer, chunks)
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(answer, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _stored(suite: Suite, sample: Sample) -> StoredSample:

@@ -93,7 +93,7 @@ def test_every_stage_is_recorded_under_one_parent(project: Project) -> None:
     parents = [row for row in found if row[0] == "pipeline"]
     first = parents[-1]
     children = [row for row in found if row[3] == first[4]]
-    assert len(children) == 17
+    assert len(children) == 16
     assert first[2] == "FINISHED"
     assert first[5] >= len(SUITES)
 
@@ -115,6 +115,8 @@ def test_killed_anywhere_the_next_run_gives_the_same_metrics(project: Project, t
     killed = Project(clone)
     (tmp_path / "killed" / "gitconfig").write_text((project.folder.parent / "gitconfig").read_text())
     expected = metrics_of(clone)
+    # Without the run-cache nothing can be restored: what was killed has to be computed.
+    shutil.rmtree(clone / ".dvc/cache/runs")
     force = [sys.executable, "-m", "dvc", "repro", "--force", "--downstream", "train@deltaz"]
     for seconds in (4, 9):
         process = subprocess.Popen(
