@@ -19,6 +19,7 @@ from plumbline.systems.deltaz.inputs import (
     network_input,
     prepare,
     sparse_points,
+    spread_log,
 )
 from plumbline.systems.deltaz.network import DeltaZUNet
 from plumbline.systems.deltaz.system import LossWeights
@@ -105,9 +106,35 @@ def test_wrong_params_are_refused_by_key() -> None:
 
 def test_an_untrained_network_leaves_the_initial_depth_as_it_is() -> None:
     data = batch()
-    prediction = System(Config.model_validate(TINY))(data)
+    prediction = System(Config.model_validate({**TINY, "target": False}))(data)
     assert torch.allclose(prediction.depth, data.initial_depth, rtol=1e-6)
     assert not prediction.internals["delta"].any()
+
+
+def test_with_a_target_it_starts_from_sure_depth_spread_over_unsure() -> None:
+    data = batch(p=1)
+    confidence = torch.ones_like(data.initial_depth)
+    confidence[..., 10:20] = 0.05
+    initial = torch.where(confidence < 1, data.depth[:, :1] * 1.3, data.depth[:, :1])
+    flat = replace(data, image=torch.full_like(data.image, 0.5), initial_depth=initial, initial_confidence=confidence)
+    error = (
+        System(Config.model_validate({**TINY, "target": True, "doubt": True}))(flat).depth / data.depth[:, :1]
+    ).log()
+    assert error[..., 12:18].abs().max() < 0.1 and error[..., :8].abs().max() < 0.01
+
+
+def test_spreading_stops_at_the_edges_of_the_image() -> None:
+    data = batch(b=1, p=1, size=(32, 64))
+    depth = torch.full((1, 1, 32, 64), 2.0)
+    depth[..., 32:] = 4.0
+    confidence = torch.full_like(depth, 0.01)
+    confidence[..., :8], confidence[..., -8:] = 1.0, 1.0
+    image = torch.zeros(1, 3, 32, 64)
+    image[..., 32:] = 1.0
+    initial = prepare(depth, confidence, data.depth_range)
+    step, none = spread_log(initial, image), spread_log(initial, torch.zeros_like(image))
+    sharp = step[0, 16, 40] - step[0, 16, 24]
+    assert sharp > 0.9 * math.log(2) and none[0, 16, 40] - none[0, 16, 24] < 0.8 * math.log(2)
 
 
 @pytest.mark.parametrize("names", [("initial_depth",), ("rgb", "initial_depth"), INPUT_NAMES])
@@ -172,7 +199,8 @@ def test_where_the_initial_depth_abstains_the_surroundings_fill() -> None:
 
 def test_an_initial_depth_that_is_nowhere_takes_the_middle_of_the_range() -> None:
     data = batch()
-    prediction = System(Config.model_validate(TINY))(replace(data, initial_depth=torch.zeros(2, 2, 25, 34)))
+    nothing = replace(data, initial_depth=torch.zeros(2, 2, 25, 34))
+    prediction = System(Config.model_validate(TINY))(nothing)
     assert torch.allclose(prediction.depth, torch.full_like(prediction.depth, math.sqrt(0.5 * 5.0)))
 
 

@@ -22,8 +22,8 @@ class DeltaZUNet(nn.Module):
     """A residual U-Net of `depth` levels; level i has `base_channels` * 2^i channels (a multiple of 8).
 
     With `patch` above 1 its finest level works on patches of patch x patch pixels, whose channels are stacked, and what
-    the heads answer for a patch is enlarged bilinearly: about 1 / patch^2 of the cost. The correction head starts at
-    zero, so that an untrained network leaves the initial depth as it is.
+    the heads answer for a patch is enlarged bilinearly: about 1 / patch^2 of the cost. The correction and
+    target heads start at zero, so that an untrained network leaves the initial depth as it is.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class DeltaZUNet(nn.Module):
         self.correction_head = _head(base_channels)
         self.confidence_head = _head(base_channels) if out_confidence else None
         self.target_head = _head(base_channels) if out_target else None
-        for parameter in self.correction_head.parameters():
-            nn.init.zeros_(parameter)
+        for head in (self.correction_head, self.target_head):
+            if head is not None:
+                _zero(head)
         self.patch = patch
         self.multiple = patch * 2**depth
 
@@ -94,3 +95,8 @@ def _level(in_channels: int, out_channels: int) -> nn.Sequential:
 
 def _head(channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, 1, 3, padding=1)
+
+
+def _zero(head: nn.Conv2d) -> None:
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)

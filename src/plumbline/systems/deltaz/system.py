@@ -19,14 +19,16 @@ from plumbline.systems.deltaz.inputs import (
     channels,
     network_input,
     prepare,
-    smoothed_log,
+    spread_log,
 )
 from plumbline.systems.deltaz.network import DeltaZUNet
 from plumbline.systems.records import Batch, Prediction
 
+# A few scans teach a small network their colours and places instead of what is wrong with a depth: `tiny` sees neither.
+DEPTH_ALONE = ("initial_depth", "sparse_depth", "sparse_distance", "initial_confidence", "validity")
 PRESETS: dict[str, dict[str, Any]] = {
-    "published": {"base_channels": 32, "depth": 4, "patch": 1, "target": False, "doubt": False},
-    "tiny": {"base_channels": 16, "depth": 3, "patch": 4, "target": True, "doubt": True},
+    "published": {"base_channels": 32, "depth": 4, "patch": 1, "target": False, "doubt": False, "inputs": INPUT_NAMES},
+    "tiny": {"base_channels": 16, "depth": 3, "patch": 4, "target": True, "doubt": True, "inputs": DEPTH_ALONE},
 }
 LARGEST_LOG_CORRECTION = 2.0
 
@@ -50,7 +52,7 @@ class LossWeights(BaseModel):
 
 
 class Config(BaseModel):
-    """DeltaZ's configuration. `preset` fills `base_channels`, `depth` and `patch`; a value given beside it wins."""
+    """DeltaZ's configuration. `preset` fills what PRESETS lists for it; a value given beside it wins."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,9 +89,10 @@ class System(nn.Module):
     The network works free of scale: it sees log(depth / scale), the scale being the median of view 0's valid initial
     depth, and returns the correction's logarithm r, so that Δz = z0 (exp(r) - 1) is undone to metres by the scale and
     a refined depth is always positive. With `target` r is a learnt share of the way from log z0 to a learnt log depth,
-    given relative to a local mean: z0's noise need not be copied through the network to be taken away. With `doubt` r is
-    held back where the initial depth is sure. Losses are in the same unit, metres / scale. Where the initial depth
-    abstains, z0 is filled from its surroundings.
+    which starts as log z0 spread from sure pixels over unsure ones: z0's errors need not be copied through the network to
+    be taken away, and an untrained network is an edge-preserving filter. With `doubt` r is held back where the initial
+    depth is sure. Losses are in the same unit, metres / scale. Where the initial depth abstains, z0 is filled from its
+    surroundings.
     """
 
     inputs: ClassVar[frozenset[str]] = frozenset({"image", "K", "depth_range", "initial_depth", "initial_confidence"})
@@ -150,7 +153,7 @@ class System(nn.Module):
         answer = self.network(x)
         correction = answer.correction
         if answer.target is not None:
-            correction = correction * (smoothed_log(initial) + answer.target - initial.filled.log())
+            correction = (1 + correction) * (spread_log(initial, image) + answer.target - initial.filled.log())
         if self.config.doubt:
             correction = correction * initial.doubt
         return correction.clamp(-LARGEST_LOG_CORRECTION, LARGEST_LOG_CORRECTION), answer.confidence
