@@ -16,7 +16,7 @@ def main(method: str) -> None:
     datasets, suites = sections(params, "datasets", DatasetConfig), sections(params, "suites", SuiteConfig)
     trained = method in params["train"]
     chosen = {name: suite for name, suite in suites.items() if suite.split in ("test", "all") or not trained}
-    opened = [open_suite(name, s, dataset=datasets[s.dataset], folder=SCENES / s.dataset) for name, s in chosen.items()]
+    opened = [open_suite(name, suite, datasets=datasets, scenes=SCENES) for name, suite in chosen.items()]
     out = Path("predictions") / method
     if method == "file":
         seconds = predict_files(Path(own["folder"]), suites=opened, out=out)

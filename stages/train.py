@@ -6,6 +6,7 @@ import torch
 
 from plumbline import systems
 from plumbline.config import DatasetConfig, SuiteConfig, load_params, section, sections, value
+from plumbline.feed import JoinedFeed
 from plumbline.prediction import open_suite, training_feed
 from plumbline.stage import record, run
 from plumbline.training import TrainConfig, fit
@@ -19,16 +20,15 @@ def main(system: str) -> None:
     model, out = systems.build(system, own), Path("runs/train") / system
     datasets, suites = sections(params, "datasets", DatasetConfig), sections(params, "suites", SuiteConfig)
     initial = Path("predictions") / own["initial"] if "initial" in own else None
-    feeds = []
-    for name in (config.train_suite, config.val_suite):
-        dataset = suites[name].dataset
-        suite = open_suite(name, suites[name], dataset=datasets[dataset], folder=Path("data/scenes") / dataset)
-        feeds.append(training_feed(suite, initial))
-    summary = fit(model, *feeds, config, name=system, lr=params["lr"], seed=params["seed"], params=own, out=out)
+    named = (*config.train_suites, config.val_suite)
+    opened = {name: open_suite(name, suites[name], datasets=datasets, scenes=Path("data/scenes")) for name in named}
+    feed = JoinedFeed([training_feed(opened[name], initial) for name in config.train_suites])
+    val_feed = training_feed(opened[config.val_suite], initial)
+    summary = fit(model, feed, val_feed, config, name=system, lr=params["lr"], seed=params["seed"], params=own, out=out)
     if summary:
         logged = {"lr": params["lr"], "seed": params["seed"], "train": params["train"][system], "system": own}
         files = {"curve": out / "curve.csv", "artifacts": [out / "summary.json"]}
-        tags = {"dataset": suites[config.train_suite].dataset}
+        tags = {"dataset": ", ".join(sorted({suites[name].dataset for name in config.train_suites}))}
         record("train", system, params, params=logged, metrics={"val/abs_rel": summary["best"]}, tags=tags, **files)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from plumbline.errors import DataError
-from plumbline.feed import Feed, SampleFeed
+from plumbline.feed import Feed, JoinedFeed, SampleFeed
 from plumbline.records import Sample, Scene
+from plumbline.systems.records import Batch
 
 SIZE = (6, 8)
 
@@ -70,3 +71,26 @@ def test_identity_changes_with_samples_and_data(feed):
 def test_depth_of_other_samples_is_refused(feed, shape):
     with pytest.raises(DataError, match=r"initial_depth has shape .*expected \(4, p, 6, 8\).* predict it again"):
         replace(feed, initial_depth=np.zeros(shape, np.float32))
+
+
+class _Part:
+    """Three samples of two scenes, loaded as batches whose constant depth tells part and number."""
+
+    def __init__(self, base: int) -> None:
+        self.base, self.identity = base, str(base)
+        self.scenes_of = ["a", "a", "b"]
+
+    def load(self, indices: list[int]) -> Batch:
+        told = torch.tensor([float(self.base + index) for index in indices])
+        n = len(indices)
+        return Batch(torch.zeros(n, 1, 3, 8, 8), torch.zeros(n, 1, 3, 3), None, None, constant_depth=told)
+
+
+def test_joined_feeds_number_on_and_keep_batches_in_one_part():
+    joined = JoinedFeed([_Part(10), _Part(20)])
+    assert joined.scenes_of == ["0:a", "0:a", "0:b", "1:a", "1:a", "1:b"]
+    assert joined.load([0, 2]).constant_depth.tolist() == [10, 12]
+    assert joined.load([5, 3]).constant_depth.tolist() == [22, 20]
+    with pytest.raises(ValueError, match="of several feeds"):
+        joined.load([2, 3])
+    assert joined.identity != JoinedFeed([_Part(20), _Part(10)]).identity

@@ -27,19 +27,19 @@ def test_variables_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         runs.expanded("${ABSENT_FOLDER}")
 
 
-def test_only_stages_on_all_data_sets_follow_the_new_ones() -> None:
+def test_stages_on_all_data_sets_follow_the_new_ones_and_training_stays() -> None:
     everything = ["code.py", "data/scenes/dtu", "data/scenes/sun3d", "data/checks/dtu", "data/checks/sun3d"]
     graph = {
         "stages": {
             "predict": {"foreach": ["a"], "do": {"deps": everything}},
-            "train": {"deps": ["data/scenes/dtu"]},
+            "train": {"deps": ["data/scenes/dtu", "data/scenes/sun3d"]},
             "parse": {"cmd": "x"},
         }
     }
     changed = runs.with_datasets(graph, ["dtu", "sun3d"], ["dtu", "rooms"])["stages"]
     expected = ["code.py", "data/scenes/dtu", "data/scenes/rooms", "data/checks/dtu", "data/checks/rooms"]
     assert changed["predict"]["do"]["deps"] == expected
-    assert changed["train"]["deps"] == ["data/scenes/dtu"]
+    assert changed["train"]["deps"] == ["data/scenes/dtu", "data/scenes/sun3d"]
 
 
 def test_a_method_that_the_graph_lacks_is_predicted_and_scored() -> None:

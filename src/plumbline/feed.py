@@ -86,6 +86,32 @@ class SampleFeed:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class JoinedFeed:
+    """Several feeds as one. A batch comes from one of them, since batches come from one scene: sizes and views may differ."""
+
+    parts: Sequence[Feed]
+
+    @cached_property
+    def scenes_of(self) -> Sequence[str]:
+        """The scene of each sample, with its part's number: two data sets may have a scene of one name."""
+        return [f"{number}:{scene}" for number, part in enumerate(self.parts) for scene in part.scenes_of]
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over the parts' identities, in order."""
+        return hashlib.sha256(" ".join(part.identity for part in self.parts).encode()).hexdigest()
+
+    def load(self, indices: Sequence[int]) -> Batch:
+        """These samples; ValueError when they are of several parts."""
+        starts = np.cumsum([0, *(len(part.scenes_of) for part in self.parts)])
+        owners = np.searchsorted(starts, np.asarray(indices), side="right") - 1
+        if len(set(owners.tolist())) != 1:
+            raise ValueError(f"samples {list(indices)} are of several feeds; a batch comes from one scene")
+        owner = int(owners[0])
+        return self.parts[owner].load([int(index - starts[owner]) for index in indices])
+
+
 def _rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
     return None if array is None else np.ascontiguousarray(array[rows])
 

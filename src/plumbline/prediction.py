@@ -77,10 +77,12 @@ class _Answer:
     seconds: float
 
 
-def open_suite(name: str, config: SuiteConfig, *, dataset: DatasetConfig, folder: Path) -> Suite:
-    """The suite with the scenes of its split from `folder` (data/scenes/<dataset>) opened, and its samples."""
-    scenes = open_split(folder, dataset, config.split)
-    return Suite(name, config, scenes, build(config, scenes))
+def open_suite(name: str, config: SuiteConfig, *, datasets: Mapping[str, DatasetConfig], scenes: Path) -> Suite:
+    """The suite with the scenes of its split, below `scenes` (data/scenes), opened, and its samples."""
+    if config.dataset not in datasets:
+        raise ConfigError(f"suites.{name}.dataset: no data set {config.dataset!r}. There is: {', '.join(datasets)}.")
+    opened = open_split(scenes / config.dataset, datasets[config.dataset], config.split)
+    return Suite(name, config, opened, build(config, opened))
 
 
 def load_method(name: str, params: Mapping[str, Any], *, weights: Path | None, device: str) -> tuple[Any, torch.device]:

@@ -75,13 +75,13 @@ def _variable(match: re.Match[str]) -> str:
 def with_datasets(graph: Mapping[str, Any], old: Sequence[str], new: Sequence[str]) -> dict[str, Any]:
     """dvc.yaml's content for other data sets: a stage that depends on all of `old` then depends on all of `new`.
 
-    DVC cannot take a list of deps from params.yaml. A stage that names some of `old` only (training) stays as it is.
+    DVC cannot take a list of deps from params.yaml. Training stays as it is: its suites, and so its data, are its own.
     """
-    stages = {}
-    for name, stage in graph["stages"].items():
-        body = stage.get("do", stage)
+    stages = dict(graph["stages"])
+    for name in stages.keys() - {"train"}:
+        body = stages[name].get("do", stages[name])
         changed = {**body, "deps": _with_datasets(body.get("deps", []), old, new)}
-        stages[name] = {**stage, "do": changed} if "do" in stage else changed
+        stages[name] = {**stages[name], "do": changed} if "do" in stages[name] else changed
     return {**graph, "stages": stages}
 
 

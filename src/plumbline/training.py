@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
     )
     channels_last: bool = True
     loaders: int | None = Field(default=None, ge=0, description="threads that load ahead; null: 4 on a GPU, else none")
-    train_suite: str = "dtu_train"
+    train_suites: tuple[str, ...] = Field(default=("dtu_train",), min_length=1, description="suites to learn from")
     val_suite: str = "dtu_val"
 
 
