@@ -6,13 +6,10 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from plumbline.config import DatasetConfig, parse
 from plumbline.data.canonical import FORMAT_VERSION, fit, list_scenes, validate_view, write_scene
@@ -81,6 +78,9 @@ def _content_key(config: DatasetConfig, identity: str) -> str:
 
 
 def _only_one(path: Path, dataset: str) -> Any:
+    # Imported late, like the pool below: a stage should start its work at once.
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -92,6 +92,8 @@ def _only_one(path: Path, dataset: str) -> Any:
 def _write_all(dataset: str, jobs: list[Job]) -> None:
     if not jobs:
         return
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
     failures: dict[str, str] = {}
     workers = min(len(jobs), os.cpu_count() or 1)
     with (
