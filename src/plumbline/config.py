@@ -34,7 +34,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$")
 class Section(BaseModel):
     """Base of all configs: unknown keys are refused, values are frozen, lists become tuples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
 
 class DatasetConfig(Section):

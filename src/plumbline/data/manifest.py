@@ -17,7 +17,7 @@ from plumbline.files import atomic_path, sha256_file
 SHOWN = 5
 
 
-class RawFile(BaseModel, frozen=True, extra="forbid"):
+class RawFile(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """One raw file: path relative to the raw folder with "/", size in bytes, SHA-256 in hex."""
 
     path: str
@@ -25,7 +25,7 @@ class RawFile(BaseModel, frozen=True, extra="forbid"):
     sha256: str
 
 
-class Manifest(BaseModel, frozen=True, extra="forbid"):
+class Manifest(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """All raw files of a data set, sorted by path, and what they were made or fetched from (no machine's path)."""
 
     dataset: str

@@ -47,14 +47,14 @@ def _match(parts: Sequence[str], wanted: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], wanted[0]) and _match(parts[1:], wanted[1:])
 
 
-class Synthetic(BaseModel, frozen=True, extra="forbid"):
+class Synthetic(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """Files rendered by `plumbline.data.synthetic`; `settings` are the fields of its Config."""
 
     kind: Literal["synthetic"]
     settings: dict[str, Any] = {}
 
 
-class Folder(BaseModel, frozen=True, extra="forbid"):
+class Folder(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """A copy that already exists. It is read in place and never written to."""
 
     kind: Literal["folder"]
@@ -62,7 +62,7 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
     patterns: Patterns = ("**",)
 
 
-class RemoteFile(BaseModel, frozen=True, extra="forbid"):
+class RemoteFile(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """One file to download. Without `sha256` the first copy is trusted and its hash goes into the manifest.
 
     `name` is needed where the URL does not end in one; a Google Drive file is written as
@@ -94,7 +94,7 @@ class RemoteFile(BaseModel, frozen=True, extra="forbid"):
         return inside(value)
 
 
-class Archive(BaseModel, frozen=True, extra="forbid"):
+class Archive(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """Files from web servers, unpacked when `unpack` is set (zip, tar, rar); archives go once they are unpacked."""
 
     kind: Literal["archive"]
@@ -111,7 +111,7 @@ class Archive(BaseModel, frozen=True, extra="forbid"):
         return files
 
 
-class Tree(BaseModel, frozen=True, extra="forbid"):
+class Tree(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """Folders below an Apache directory listing. `include` is relative to each of `folders`."""
 
     kind: Literal["tree"]
@@ -127,7 +127,7 @@ class Tree(BaseModel, frozen=True, extra="forbid"):
         return tuple(inside(folder.strip("/") or ".") for folder in folders)
 
 
-class Terms(BaseModel, frozen=True, extra="forbid"):
+class Terms(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """Files that may only be had by whoever agreed to their terms of use."""
 
     kind: Literal["terms"]
