@@ -197,7 +197,7 @@ def _pfm_header(path: Path, head: bytes) -> tuple[int, int, str, int]:
 
 def _read_rows_flipped(descriptor: int, offset: int, height: int, width: int) -> Float32[np.ndarray, "h w"]:
     image = np.empty((height, width), np.float32)
-    whole, step = memoryview(image).cast("B"), 4 * width
+    whole, step = image.data.cast("B"), 4 * width
     rows = [whole[start : start + step] for start in range((height - 1) * step, -1, -step)]
     for start in range(0, height, _MAX_IOV):
         block = rows[start : start + _MAX_IOV]
