@@ -14,7 +14,7 @@ import torch
 from plumbline import checkpoint
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import read_json
-from plumbline.training import NonFiniteError, Plan, Schedule, TrainConfig, fit, step_size, uses_bf16
+from plumbline.training import NonFiniteError, Plan, Schedule, TrainConfig, cpu_threads, fit, step_size, uses_bf16
 from tiny_training import NoisySystem, TinyFeed, TinySystem
 
 FAST = TrainConfig(steps=7, batch_size=4, val_every=3, checkpoint_every=2, log_every=2, device="cpu")
@@ -332,3 +332,10 @@ def test_training_neither_imports_mlflow_nor_data_frames():
         env=os.environ | {"PYTHONPATH": str(root)},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_threads_are_limited_only_while_training():
+    before = torch.get_num_threads()
+    with cpu_threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before

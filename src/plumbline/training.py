@@ -73,6 +73,9 @@ class TrainConfig(BaseModel):
         default="auto", description="auto: fp32 on the CPU, bf16 on a GPU"
     )
     channels_last: bool = True
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads an operation may use; null: all. Small networks are faster with 1"
+    )
     loaders: int | None = Field(default=None, ge=0, description="threads that load ahead; null: 4 on a GPU, else none")
     train_suites: tuple[str, ...] = Field(default=("dtu_train",), min_length=1, description="suites to learn from")
     val_suite: str = "dtu_val"
@@ -148,7 +151,12 @@ def fit(
     check_config(config, lr=lr)
     run = run_fingerprint(system, feed, val_feed, config, name=name, lr=lr, seed=seed, params=params, also=identity)
     scratch = scratch or checkpoint.scratch_folder("train", name, run)
-    with join(config.device) as group, locked(scratch, group), stop_on_signal() as request:
+    with (
+        cpu_threads(config.threads),
+        join(config.device) as group,
+        locked(scratch, group),
+        stop_on_signal() as request,
+    ):
         trainer = prepare(system, config, group, name=name, lr=lr, seed=seed, run=run, params=params, scratch=scratch)
         state = resume(trainer)
         plan = Plan(feed.scenes_of, batch_size=config.batch_size, seed=seed)
@@ -224,6 +232,17 @@ def locked(scratch: Path, group: Group) -> Iterator[None]:
     with lock:
         group.barrier()
         yield
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Within the block operations use `count` threads; None leaves the number as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def prepare(
