@@ -133,8 +133,11 @@ def gate_command(
     if as_json:
         print(json.dumps(to_json(report), indent=1))
     else:
-        console = Console()
-        console.print(table(report, all_rows=all_rows))
+        # A log has no width of its own: wide enough for every number.
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        drawn = table(report, all_rows=all_rows)
+        if drawn.row_count:
+            console.print(drawn)
         console.print(summary(report), highlight=False, markup=False)
     return 0 if report.passed else 1
 
@@ -192,10 +195,10 @@ def _verdict(change: float, allowed: float, rule: Rule) -> Verdict:
 
 
 def table(report: GateReport, *, all_rows: bool = False) -> "Table":
-    """A rich table of what changed or failed, or of every metric."""
+    """A rich table of what moved beyond its slack, is new or failed, or of every metric."""
     from rich.table import Table
 
-    shown = [line for line in report.lines if all_rows or line.verdict != "same"]
+    shown = [line for line in report.lines if all_rows or line.verdict not in {"same", "within"}]
     drawn = Table(title=f"against {report.base}", title_justify="left", header_style="bold")
     for name in ("suite", "method", "metric"):
         drawn.add_column(name)

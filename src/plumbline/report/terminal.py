@@ -1,5 +1,6 @@
 """The result table on a terminal, with the path of the report."""
 
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def print_results(metrics: Metrics, *, report: Path, oracles: Collection[str] = 
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    # A log has no width of its own: wide enough for every column.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     for suite, methods in metrics.items():
         table = Table(title=suite, title_justify="left", title_style="bold", box=None, pad_edge=False)
         table.add_column("method", no_wrap=True)
