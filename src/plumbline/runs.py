@@ -13,7 +13,7 @@ import yaml
 
 from plumbline.config import load_params, value
 from plumbline.errors import ConfigError, PlumblineError
-from plumbline.files import atomic_path
+from plumbline.files import atomic_path, read_json
 
 _SCENE_FILES = re.compile(r"^data/(scenes|checks)/(\w+)$")
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
@@ -25,13 +25,13 @@ def run_params(params: Path, *, name: str, root: Path) -> int:
     The clone shares the DVC cache, so that what was computed before is not computed again, and takes the work tree as it
     is, uncommitted changes included. A kept clone goes on where it stopped.
     """
-    complete = merged(load_params(root / "params.yaml"), expanded(load_params(params)))
+    usual = load_params(root / "params.yaml")
+    complete = merged(usual, expanded(load_params(params)))
     clone = root / ".runs" / name
     clone_worktree(root, clone)
     _write_yaml(clone / "params.yaml", complete)
     graph = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
-    datasets = value(load_params(root / "params.yaml"), "graph.datasets")
-    graph = with_datasets(graph, datasets, value(complete, "graph.datasets"))
+    graph = with_datasets(graph, value(usual, "graph.datasets"), value(complete, "graph.datasets"))
     _write_yaml(clone / "dvc.yaml", with_methods(graph, list(value(complete, "systems"))))
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "repro"], cwd=clone, env=_environment(clone), check=False
@@ -160,7 +160,6 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _show_results(clone: Path, report: Path) -> None:
-    from plumbline.files import read_json
     from plumbline.report import ORACLES, print_results
 
     print_results(read_json(clone / "reports/metrics.json"), report=report, oracles=ORACLES)
