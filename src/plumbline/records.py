@@ -97,3 +97,4 @@ class SampleArrays:
     mask: Bool[np.ndarray, "b v h w"] | None = None
     initial_depth: Float32[np.ndarray, "b p h w"] | None = None
     initial_confidence: Float32[np.ndarray, "b p h w"] | None = None
+    keypoint_probability: Float32[np.ndarray, "b v h w"] | None = None

@@ -8,7 +8,7 @@ import torch
 
 from plane_scene import scene
 from plumbline.systems import build, names
-from plumbline.systems.records import Batch, Prediction
+from plumbline.systems.records import LABELS, Batch, Prediction
 
 # Only what keeps a test small: every other parameter has its default.
 SMALL: dict[str, dict[str, Any]] = {"deltaz": {"preset": "tiny", "base_channels": 8, "depth": 2, "patch": 2}}
@@ -53,6 +53,11 @@ def test_inputs_are_fields_of_a_batch_and_only_oracles_see_the_truth(name: str) 
     inputs = make(name).inputs
     assert isinstance(inputs, frozenset) and inputs <= {field.name for field in fields(Batch)}
     assert bool(inputs & {"depth", "mask"}) == (name in ORACLES)
+
+
+def test_labels_are_for_losses_alone(name: str) -> None:
+    system = make(name)
+    assert system.inputs.isdisjoint(LABELS) and getattr(system, "labels", frozenset()) <= LABELS
 
 
 @pytest.mark.parametrize("size", [(32, 40), (33, 47)])

@@ -25,6 +25,7 @@ def arrays() -> SampleArrays:
         world_T_cam=world_T_cam,
         depth=depth,
         mask=mask,
+        keypoint_probability=rng.random(depth.shape).astype(np.float32),
     )
 
 
@@ -37,6 +38,8 @@ def test_a_batch_is_what_was_stacked() -> None:
     assert not batch.mask[:, :, -1].any()
     assert batch.mask[:, :, 1:-1].all()
     assert batch.predict_views == 2
+    assert batch.keypoint_probability is not None
+    np.testing.assert_array_equal(batch.keypoint_probability, given.keypoint_probability)
 
 
 def test_poses_are_relative_to_view_0_and_keep_their_precision() -> None:
@@ -55,6 +58,7 @@ def test_a_system_sees_only_what_its_inputs_name() -> None:
     assert seen.depth is None
     assert seen.mask is None
     assert seen.depth_range is None
+    assert seen.keypoint_probability is None
     assert not seen.image.any()
     assert seen.K.any()
     with pytest.raises(ValueError, match="unknown inputs"):

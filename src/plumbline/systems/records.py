@@ -11,13 +11,17 @@ from torch import Tensor
 
 from plumbline.records import SampleArrays
 
+# Made from the images for a loss to learn from: a system names those it wants in `labels`, and never among its `inputs`.
+LABELS = frozenset({"keypoint_probability"})
+
 
 @dataclass(frozen=True)
 class Batch:
     """Samples of one size on one device. Poses are relative to view 0, depth is z in metres (truth: 0 = not measured).
 
     `predict_views` leading views are to be predicted. `initial_depth` holds another method's depth for the first p views.
-    `constant_depth` is the median depth of the data set's training split.
+    `constant_depth` is the median depth of the data set's training split. `keypoint_probability` is a label, for losses
+    alone (see LABELS): the probability that a pixel is a keypoint, at most 1 in the sum over an 8x8 cell as stored.
     """
 
     image: Float[Tensor, "b v 3 h w"]
@@ -28,6 +32,7 @@ class Batch:
     mask: Bool[Tensor, "b v h w"] | None = None
     initial_depth: Float[Tensor, "b p h w"] | None = None
     initial_confidence: Float[Tensor, "b p h w"] | None = None
+    keypoint_probability: Float[Tensor, "b v h w"] | None = None
     constant_depth: Float[Tensor, " b"] | None = None
     predict_views: int = 1
 
@@ -87,6 +92,7 @@ def to_batch(arrays: SampleArrays, *, device: torch.device | str = "cpu", predic
         mask=mask,
         initial_depth=_tensor(arrays.initial_depth),
         initial_confidence=_tensor(arrays.initial_confidence),
+        keypoint_probability=_tensor(arrays.keypoint_probability),
         predict_views=predict_views,
     )
     return batch.to(device)
