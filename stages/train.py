@@ -20,10 +20,11 @@ def main(system: str) -> None:
     model, out = systems.build(system, own), Path("runs/train") / system
     datasets, suites = sections(params, "datasets", DatasetConfig), sections(params, "suites", SuiteConfig)
     initial = Path("predictions") / own["initial"] if "initial" in own else None
+    labels = Path("data/pseudo_labels") if getattr(model, "labels", None) else None
     named = (*config.train_suites, config.val_suite)
     opened = {name: open_suite(name, suites[name], datasets=datasets, scenes=Path("data/scenes")) for name in named}
-    feed = JoinedFeed([training_feed(opened[name], initial) for name in config.train_suites])
-    val_feed = training_feed(opened[config.val_suite], initial)
+    feed = JoinedFeed([training_feed(opened[name], initial, labels) for name in config.train_suites])
+    val_feed = training_feed(opened[config.val_suite], initial, labels)
     summary = fit(model, feed, val_feed, config, name=system, lr=params["lr"], seed=params["seed"], params=own, out=out)
     if summary:
         logged = {"lr": params["lr"], "seed": params["seed"], "train": params["train"][system], "system": own}

@@ -50,6 +50,20 @@ def test_rows_belong_to_their_samples(feed):
     assert replace(feed, initial_depth=None, constant_depth=None).load([0]).initial_depth is None
 
 
+def labels(scenes):
+    return {name: np.random.default_rng(7).random((3, *SIZE)).astype(np.float16) for name in scenes}
+
+
+def test_labels_belong_to_the_views_of_their_samples(feed):
+    assert feed.load([2]).keypoint_probability is None
+    stacks = labels("ab")
+    stacks["b"][1] = 0
+    batch = replace(feed, keypoint_probability=stacks).load([2, 3])
+    assert batch.keypoint_probability.dtype == torch.float32
+    expected = [[stacks["b"][2], stacks["b"][0]], [stacks["b"][0], stacks["b"][1]]]
+    np.testing.assert_array_equal(batch.keypoint_probability, np.array(expected, np.float32))
+
+
 def test_identity_changes_with_samples_and_data(feed):
     scenes = dict(feed.scenes)
     brighter = replace(scenes["a"], images=scenes["a"].images // 2)
@@ -62,8 +76,10 @@ def test_identity_changes_with_samples_and_data(feed):
         replace(feed, initial_depth=None),
         replace(feed, constant_depth=2.0),
         replace(feed, predict_views=1),
+        replace(feed, keypoint_probability=labels("ab")),
+        replace(feed, keypoint_probability={name: stack * 0 for name, stack in labels("ab").items()}),
     ]
-    assert len({feed.identity, *(other.identity for other in others)}) == 8
+    assert len({feed.identity, *(other.identity for other in others)}) == 10
     assert replace(feed, scenes=dict(reversed(scenes.items()))).identity == feed.identity
 
 

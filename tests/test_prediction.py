@@ -8,7 +8,7 @@ import torch
 from plumbline.config import SuiteConfig
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import write_pfm, write_png16
-from plumbline.prediction import Constant, Suite, constant_depth, predict, predict_files
+from plumbline.prediction import Constant, Suite, constant_depth, predict, predict_files, training_feed
 from plumbline.records import Sample, Scene
 from plumbline.stored import read_for, read_predictions, read_timing, suite_fingerprint
 from plumbline.systems.records import Prediction
@@ -281,3 +281,14 @@ def test_missing_and_foreign_predictions_are_refused(tmp_path):
     (folder / "samples.json").write_text(json.dumps(stored | {"format": 99}))
     with pytest.raises(DataError, match=r"has format 99; expected 1"):
         read_predictions(folder)
+
+
+def test_training_reads_labels_when_they_are_asked_for(tmp_path):
+    suite = a_suite()
+    (tmp_path / "rooms/room").mkdir(parents=True)
+    for place, name in enumerate(suite.scenes):
+        np.save(tmp_path / f"rooms/{name}.npy", np.full((5, *SIZE), place / 4, np.float16))
+    batch = training_feed(suite, None, tmp_path).load([0, 5])
+    assert batch.keypoint_probability.shape == (2, 3, *SIZE)
+    assert batch.keypoint_probability.flatten(1).mean(1).tolist() == [0.0, 0.25]
+    assert training_feed(suite, None).load([0]).keypoint_probability is None

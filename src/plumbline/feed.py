@@ -40,12 +40,14 @@ class SampleFeed:
 
     `initial_depth` (n, p, h, w), metres, and `initial_confidence` have one row for each sample, in the samples' order;
     they stay on disk, as the scenes do, until a batch needs them. `constant_depth` is the training split's median depth.
+    `keypoint_probability` has a stack f16 (v, h, w) for each scene: a label, for training alone.
     """
 
     scenes: Mapping[str, Scene]
     samples: Sequence[Sample]
     initial_depth: np.ndarray | None = None
     initial_confidence: np.ndarray | None = None
+    keypoint_probability: Mapping[str, np.ndarray] | None = None
     constant_depth: float | None = None
     predict_views: int = 1
 
@@ -60,12 +62,14 @@ class SampleFeed:
 
     def load(self, indices: Sequence[int]) -> Batch:
         """The samples `indices` on the CPU, images still 8-bit until the one conversion at the end."""
-        arrays = gather(self.scenes, [self.samples[i] for i in indices])
+        samples = [self.samples[i] for i in indices]
+        arrays = gather(self.scenes, samples)
         rows = np.asarray(indices, dtype=np.intp)
         arrays = replace(
             arrays,
             initial_depth=_rows(self.initial_depth, rows),
             initial_confidence=_rows(self.initial_confidence, rows),
+            keypoint_probability=_views(self.keypoint_probability, samples),
         )
         batch = to_batch(arrays, predict_views=self.predict_views)
         if self.constant_depth is None:
@@ -81,7 +85,8 @@ class SampleFeed:
             scene = self.scenes[name]
             digest.update(json.dumps([scene.name, scene.view_names, scene.depth_range]).encode())
             images = scene.images.data if isinstance(scene.images, EncodedImages) else scene.images
-            digest.update(_probe((scene.K, scene.world_T_cam, images, scene.depth, scene.mask)))
+            labels = None if self.keypoint_probability is None else self.keypoint_probability[name]
+            digest.update(_probe((scene.K, scene.world_T_cam, images, scene.depth, scene.mask, labels)))
         digest.update(_probe((self.initial_depth, self.initial_confidence)))
         return digest.hexdigest()
 
@@ -114,6 +119,13 @@ class JoinedFeed:
 
 def _rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
     return None if array is None else np.ascontiguousarray(array[rows])
+
+
+def _views(stacks: Mapping[str, np.ndarray] | None, samples: Sequence[Sample]) -> np.ndarray | None:
+    """Each sample's views of its scene's stack, f32 (b, v, h, w)."""
+    if stacks is None:
+        return None
+    return np.stack([stacks[sample.scene][list(sample.views)] for sample in samples]).astype(np.float32)
 
 
 def _probe(arrays: Iterable[np.ndarray | None]) -> bytes:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from plumbline import systems
 from plumbline.config import DatasetConfig, SuiteConfig
-from plumbline.data.samples import build, open_split
+from plumbline.data.samples import build, open_labels, open_split
 from plumbline.errors import ConfigError, DataError
 from plumbline.feed import SampleFeed
 from plumbline.files import atomic_folder, read_npy, read_pfm, read_png16
@@ -109,12 +109,20 @@ def training_constants(
     }
 
 
-def training_feed(suite: Suite, initial: Path | None) -> SampleFeed:
-    """The samples of `suite` as training reads them, with the depth that the method in `initial` predicted for them."""
+def training_feed(suite: Suite, initial: Path | None, labels: Path | None = None) -> SampleFeed:
+    """The samples of `suite` as training reads them, with the depth that the method in `initial` predicted for them.
+
+    `labels` (data/pseudo_labels) is given for a system that learns from keypoint labels.
+    """
     start = None
     if initial is not None:
         start = read_for(initial / suite.name, list(suite.samples), suite_fingerprint(suite.config))
-    return _feed(suite, start, None)
+    feed = _feed(suite, start, None)
+    if labels is None:
+        return feed
+    named = {sample.scene for sample in suite.samples}
+    scenes = {name: scene for name, scene in suite.scenes.items() if name in named}
+    return replace(feed, keypoint_probability=open_labels(labels / suite.config.dataset, scenes))
 
 
 def constant_depth(training: Mapping[str, Scene], depth_range: tuple[float, float]) -> Constant:

@@ -1,5 +1,7 @@
 """Which views are given together: by pair list, gap and baseline; splits; stacking."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -111,3 +113,17 @@ def test_gather_stacks_the_right_views() -> None:
     assert got.world_T_cam is not None
     np.testing.assert_allclose(got.world_T_cam[1, 1, 0, 3], 1.1)
     assert got.mask is None
+
+
+def test_labels_are_those_of_the_scenes_asked_for(tmp_path: Path) -> None:
+    stack = np.random.default_rng(0).random((12, 8, 10)).astype(np.float16)
+    (tmp_path / "x/house").mkdir(parents=True)
+    np.save(tmp_path / "x/house/hall.npy", stack)
+    np.save(tmp_path / "x/other.npy", stack[:3])
+    opened = samples.open_labels(tmp_path / "x", {"house/hall": scene()})
+    assert isinstance(opened["house/hall"], np.memmap)
+    np.testing.assert_array_equal(opened["house/hall"], stack)
+    with pytest.raises(DataError, match=r"none.npy: no such file.*dvc repro pseudo_labels@x \(pseudo_labels\.splits"):
+        samples.open_labels(tmp_path / "x", {"none": scene()})
+    with pytest.raises(DataError, match=r"float16 \(3, 8, 10\); expected float16 \(12, 8, 10\)"):
+        samples.open_labels(tmp_path / "x", {"other": scene()})

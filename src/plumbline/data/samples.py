@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from jaxtyping import Float16
 
 from plumbline.config import ByBaseline, ByGap, ByPairs, DatasetConfig, SuiteConfig
 from plumbline.data.canonical import list_scenes, read_scene
 from plumbline.data.geometry import rotation_angle
 from plumbline.errors import ConfigError, DataError
+from plumbline.files import read_npy
 from plumbline.records import Sample, SampleArrays, Scene
 
 _VAL_SHARE = 0.1
@@ -51,6 +53,27 @@ def open_split(folder: Path, config: DatasetConfig, split: str) -> dict[str, Sce
     names = [name for name in list_scenes(folder) if name not in config.quarantine]
     chosen = names if split == "all" else split_scenes(config, names)[split]
     return {name: read_scene(folder / name) for name in chosen}
+
+
+def open_labels(folder: Path, scenes: Mapping[str, Scene]) -> dict[str, Float16[np.ndarray, "v h w"]]:
+    """The keypoint probabilities of these scenes below `folder` (data/pseudo_labels/<dataset>), memory-mapped.
+
+    DataError when a scene has none, or has them for other views or another size.
+    """
+    labels = {}
+    for name, scene in scenes.items():
+        path, expected = folder / f"{name}.npy", (len(scene.view_names), *scene.images.shape[1:3])
+        advice = f"Make them with: dvc repro pseudo_labels@{folder.name}"
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file; expected the keypoint labels of this scene. {advice} "
+                "(pseudo_labels.splits in params.yaml says which splits get them)."
+            )
+        labels[name] = read_npy(path, memory_map=True)
+        if labels[name].shape != expected or labels[name].dtype != np.float16:
+            got = f"{labels[name].dtype} {labels[name].shape}"
+            raise DataError(f"{path}: keypoint labels are {got}; expected float16 {expected}. {advice}")
+    return labels
 
 
 def build(suite: SuiteConfig, scenes: Mapping[str, Scene]) -> list[Sample]:
