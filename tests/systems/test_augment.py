@@ -78,6 +78,38 @@ def test_a_crop_of_twice_the_size_repeats_each_pixel_where_it_was() -> None:
     assert torch.equal(zoomed.depth, expected)
 
 
+def test_skewed_pixels_are_true_in_a_mirror() -> None:
+    batch = large()
+    K = batch.K.clone()
+    K[..., 0, 1] = 30.0
+    pixels = torch.tensor([[7.0, 11.0, 1.0], [80.0, 60.0, 1.0]])
+    flipped = torch.tensor([[-7.0, 11.0, 1.0], [-80.0, 60.0, 1.0]]) + torch.tensor([119.0, 0, 0])
+    mirrored = mirror(replace(batch, K=K), torch.tensor([True, True])).K
+    rays, rays_mirrored = (at @ torch.linalg.inv(k[0, 0]).T for at, k in ((pixels, K), (flipped, mirrored)))
+    assert torch.allclose(rays_mirrored, rays * torch.tensor([-1.0, 1, 1]), atol=1e-5)
+
+
+def test_keypoints_follow_mirror_and_crop_and_keep_their_number() -> None:
+    probability = torch.zeros(2, 3, 96, 120)
+    probability[:, :, 34, 40] = 1.0
+    batch = replace(large(), keypoint_probability=probability)
+    mirrored = mirror(batch, torch.tensor([True, False])).keypoint_probability
+    assert (mirrored[0, :, 34, 79] == 1).all() and (mirrored[1, :, 34, 40] == 1).all() and mirrored.sum() == 6
+    window = torch.tensor([2.0, 1.0]), torch.tensor([30.0, 0.0]), torch.tensor([24.0, 0.0])
+    cropped = enlarge(batch, *window).keypoint_probability
+    assert (cropped[0, :, 20:22, 20:22] == 0.25).all() and (cropped[1, :, 34, 40] == 1).all()
+    assert cropped.flatten(2).sum(2).unique().item() == 1
+
+
+def test_each_view_may_have_a_light_of_its_own() -> None:
+    image = large().image[:, :1].repeat(1, 3, 1, 1, 1)
+    shared, own = (
+        vary_light(image, AugmentConfig(image_noise=0, shared_light=shares), generator()) for shares in (True, False)
+    )
+    assert torch.equal(shared[:, 0], shared[:, 1])
+    assert (own[:, 0] - own[:, 1]).abs().mean(dim=(1, 2, 3)).min() > 0.02 and own.shape == image.shape
+
+
 def test_light_is_shared_by_the_views_and_keeps_the_range() -> None:
     batch = large()
     config = AugmentConfig(image_noise=0)

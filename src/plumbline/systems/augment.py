@@ -30,6 +30,7 @@ class AugmentConfig(BaseModel):
     contrast: float = Field(default=0.4, ge=0, le=0.9, description="largest relative change")
     gamma: float = Field(default=0.4, ge=0, le=2, description="largest absolute log of the exponent")
     colour: float = Field(default=0.3, ge=0, le=1, description="largest share of mixed channels")
+    shared_light: bool = Field(default=True, description="false: each view of a sample has a light of its own")
     image_noise: float = Field(
         default=0.03, ge=0, le=0.5, description="largest standard deviation, in units of the range"
     )
@@ -39,7 +40,8 @@ class AugmentConfig(BaseModel):
 def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
     """A varied batch of the same shapes: mirrored, cropped and enlarged, with other light and a worse initial depth.
 
-    One mirror, crop and light is shared by all views of a sample; only the initial depth is degraded, never the truth.
+    One mirror and crop is shared by all views of a sample, and one light unless `config.shared_light` is off; only the
+    initial depth is degraded, never the truth.
     """
     b = batch.image.shape[0]
     batch = mirror(batch, _uniform(generator, b) < config.flip)
@@ -54,15 +56,15 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
 
 
 def mirror(batch: Batch, which: Bool[Tensor, " b"]) -> Batch:
-    """The scenes `which` seen in a mirror: images and depths left to right, with cx and poses changed to match.
+    """The scenes `which` seen in a mirror: images and depths left to right, with K and poses changed to match.
 
     Points change the sign of x in every camera's frame, so a pose T becomes S T S with S = diag(-1, 1, 1, 1), which is
     again a rotation and a translation.
     """
-    width = batch.image.shape[-1]
-    mirrored_cx = width - 1 - batch.K[..., 0, 2]
-    K = batch.K.clone()
-    K[..., 0, 2] = torch.where(_like(which, mirrored_cx), mirrored_cx, K[..., 0, 2])
+    mirrored = batch.K.clone()
+    mirrored[..., 0, 1] = 0 - batch.K[..., 0, 1]
+    mirrored[..., 0, 2] = batch.image.shape[-1] - 1 - batch.K[..., 0, 2]
+    K = torch.where(_like(which, mirrored), mirrored, batch.K)
 
     cam0_T_cam = batch.cam0_T_cam
     if cam0_T_cam is not None:
@@ -74,8 +76,9 @@ def mirror(batch: Batch, which: Bool[Tensor, " b"]) -> Batch:
 def enlarge(batch: Batch, zoom: Float[Tensor, " b"], left: Float[Tensor, " b"], top: Float[Tensor, " b"]) -> Batch:
     """Crops at (`left`, `top`) pixels, enlarged `zoom` >= 1 times to the old size, with K changed to match.
 
-    Images are sampled bilinearly, depths, masks and confidences at the nearest pixel. Pixel centres follow the
-    half-pixel convention: u' = (u + 0.5 - left) zoom - 0.5.
+    Images are sampled bilinearly, depths, masks, confidences and keypoint probabilities at the nearest pixel. A keypoint
+    probability is shared by the zoom² pixels that one becomes, so that its sum over a surface stays. Pixel centres follow
+    the half-pixel convention: u' = (u + 0.5 - left) zoom - 0.5.
     """
     h, w = batch.image.shape[-2:]
     zoom, left, top = (x.to(batch.image.device) for x in (zoom, left, top))
@@ -88,13 +91,18 @@ def enlarge(batch: Batch, zoom: Float[Tensor, " b"], left: Float[Tensor, " b"], 
     K[..., 1, 2] = (K[..., 1, 2] + 0.5 - top[:, None]) * zoom[:, None] - 0.5
     columns, rows = u.round().long(), v.round().long()
     varied = _with_maps(batch, lambda x: _nearest(x, columns, rows), K=K)
+    if varied.keypoint_probability is not None:
+        varied = replace(varied, keypoint_probability=varied.keypoint_probability / zoom[:, None, None, None] ** 2)
     return replace(varied, image=_bilinear(batch.image, u, v))
 
 
 def vary_light(
     image: Float[Tensor, "b v 3 h w"], config: AugmentConfig, generator: torch.Generator
 ) -> Float[Tensor, "b v 3 h w"]:
-    """Images in [0, 1] under other light, the same for all views of a sample; noise is each pixel's own."""
+    """Images in [0, 1] under other light, the same for all views of a sample or not; noise is each pixel's own."""
+    if not config.shared_light:
+        alone = config.model_copy(update={"shared_light": True})
+        return vary_light(image.flatten(0, 1)[:, None], alone, generator).reshape(image.shape)
     b = image.shape[0]
     mixed = torch.einsum("bij,bvjhw->bvihw", _channel_mix(b, config.colour, generator).to(image.device), image)
     gamma = torch.exp(config.gamma * _signed(generator, b))
@@ -165,7 +173,7 @@ def _random_window(b: int, zoom: float, generator: torch.Generator, size: tuple[
 
 
 def _with_maps(batch: Batch, function: Callable[[Tensor], Tensor], **changes: Any) -> Batch:
-    names = ("image", "depth", "mask", "initial_depth", "initial_confidence")
+    names = ("image", "depth", "mask", "initial_depth", "initial_confidence", "keypoint_probability")
     maps = {name: getattr(batch, name) for name in names}
     changes |= {name: function(value) for name, value in maps.items() if value is not None}
     return replace(batch, **changes)
