@@ -8,12 +8,13 @@ from plumbline.files import write_json, write_png
 from plumbline.records import View
 from plumbline.stored import (
     About,
+    Cost,
     StackFile,
     StoredSample,
-    read_timing,
+    read_cost,
     suite_fingerprint,
+    write_cost,
     write_samples,
-    write_timing,
 )
 
 SIZE = (24, 32)
@@ -97,9 +98,8 @@ def write_prediction(
         stack.close()
     about = About(method, suite_name, suite.dataset, inputs, oracle, suite_fingerprint(suite), "cpu", notes or {})
     write_samples(where, about, samples)
-    known = read_timing(folder / method) if (folder / method / "timing.json").is_file() else {}
-    write_timing(folder / method, known | {suite_name: 0.0123})
-    write_timing(where.parent, {part.name: 0.01 for part in where.parent.iterdir() if part.is_dir()})
+    known = read_cost(folder / method).seconds if (folder / method / "cost.json").is_file() else {}
+    write_cost(folder / method, Cost({**known, suite_name: 0.0123}, 1234, 0.5))
 
 
 METHODS = ("constant", "plane_sweep", "deltaz", "perturbed")

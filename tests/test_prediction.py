@@ -10,7 +10,7 @@ from plumbline.errors import ConfigError, DataError
 from plumbline.files import write_pfm, write_png16
 from plumbline.prediction import Constant, Suite, constant_depth, predict, predict_files, training_feed
 from plumbline.records import Sample, Scene
-from plumbline.stored import read_for, read_predictions, read_timing, suite_fingerprint
+from plumbline.stored import read_cost, read_for, read_predictions, suite_fingerprint
 from plumbline.systems.records import Prediction
 
 SIZE = (12, 16)
@@ -75,7 +75,30 @@ def test_every_sample_is_predicted_once_in_order(tmp_path):
         image = suite.scenes[sample.scene].images[sample.views[0]].astype(np.float32)
         assert depth[0] == pytest.approx(1 + image.mean(axis=2) / 255, rel=1e-5)
     assert stored.depth.shape == (6, 1, *SIZE) and stored.confidence is None
-    assert read_timing(tmp_path / "bright")[suite.name] >= 0
+    assert read_cost(tmp_path / "bright").seconds[suite.name] >= 0
+
+
+class Diagnosed(System):
+    """A system that measures itself against the truth; it has nothing to say of dark pictures."""
+
+    def diagnostics(self, prediction, batch):
+        error = (prediction.depth[:, 0] - batch.depth[:, 0]).abs().mean(dim=(1, 2))
+        return {"error_m": torch.where(batch.image[:, 0].mean(dim=(1, 2, 3)) > 0.508, error, torch.nan)}
+
+
+def test_a_system_s_own_measures_are_kept_for_each_sample(tmp_path):
+    suite = a_suite()
+    system = Diagnosed({"image"}, brightness)
+    predict(system, method="bright", suites=[suite], out=tmp_path / "bright", batch_size=4)
+    assert all(batch.depth is None for batch in system.seen)
+    stored = read_predictions(tmp_path / "bright" / suite.name)
+    truth = [suite.scenes[s.scene].depth[s.views[0]] for s in suite.samples]
+    means = [suite.scenes[s.scene].images[s.views[0]].mean() / 255 for s in suite.samples]
+    expected = np.array([abs(d[0] - t).mean() for d, t in zip(stored.depth, truth, strict=True)])
+    kept = np.array(means) > 0.508
+    assert 0 < kept.sum() < len(kept)
+    assert np.isnan(stored.diagnostics["error_m"]).tolist() == (~kept).tolist()
+    assert stored.diagnostics["error_m"][kept] == pytest.approx(expected[kept], abs=1e-5)
 
 
 def test_the_batch_size_does_not_change_the_answer(tmp_path):

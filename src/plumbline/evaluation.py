@@ -25,7 +25,7 @@ from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, write_json
 from plumbline.metrics import METRICS, Row, ause, check_values, measure, sparsification, valid_mask
 from plumbline.records import Scene
-from plumbline.stored import About, Predictions, StoredSample, read_predictions, read_timing, suite_fingerprint
+from plumbline.stored import About, Predictions, StoredSample, read_cost, read_predictions, suite_fingerprint
 
 COLUMNS = (*METRICS, "ause")
 HEADLINE = ("all", "none")
@@ -86,8 +86,9 @@ def evaluate(
     confidence `<suite>_sparsification.csv`, and `summary.json`. Raises DataError when predictions are missing, belong to
     another definition of the suite, or give an impossible score.
     """
-    summary: dict[str, Any] = {"method": method, "suites": {}}
-    seconds = read_timing(predictions)
+    cost = read_cost(predictions)
+    totals = {"parameters": cost.parameters, "peak_memory_gb": cost.peak_memory_gb}
+    summary: dict[str, Any] = {"method": method, **totals, "suites": {}}
     with atomic_folder(out) as temporary:
         for name, suite in suites.items():
             stored = _read(predictions / name, suite)
@@ -100,7 +101,8 @@ def evaluate(
                 _write_curves(temporary / f"{name}_sparsification.csv", curves)
             summary["suites"][name] = {
                 **_summary(stored, reference, suite, rows, scene_rows, bootstrap=bootstrap, seed=seed),
-                "seconds": seconds[name],
+                "seconds": cost.seconds[name],
+                "diagnostics": _medians(stored.diagnostics),
             }
         write_json(temporary / "summary.json", summary)
     return summary
@@ -349,6 +351,12 @@ def _summary(
         "dropped": [{"sample": s.sample, "scene": s.scene, "views": s.views, "reason": s.row.reason} for s in dropped],
         "regions": regions,
     }
+
+
+def _medians(diagnostics: Mapping[str, Float64[np.ndarray, " n"]]) -> dict[str, float]:
+    """The median over samples of each of a method's own measures; one that no sample has is left out."""
+    known = {name: values[np.isfinite(values)] for name, values in diagnostics.items()}
+    return {name: float(np.median(values)) for name, values in known.items() if len(values)}
 
 
 def _intervals(by_scene: Mapping[str, Mapping[str, float]], *, bootstrap: int, seed: int) -> dict[str, Interval]:

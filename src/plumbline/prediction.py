@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -20,17 +20,19 @@ from plumbline.data.samples import build, open_labels, open_split
 from plumbline.errors import ConfigError, DataError
 from plumbline.feed import SampleFeed
 from plumbline.files import atomic_folder, read_npy, read_pfm, read_png16
-from plumbline.progress import progress
+from plumbline.progress import memory_gb, progress
 from plumbline.records import Sample, Scene
 from plumbline.stored import (
     About,
+    Cost,
     Predictions,
     StackFile,
     StoredSample,
     read_for,
     suite_fingerprint,
+    write_cost,
+    write_diagnostics,
     write_samples,
-    write_timing,
 )
 from plumbline.systems.records import Batch, Prediction
 
@@ -50,6 +52,14 @@ class Method(Protocol):
 
     def eval(self) -> object:
         """Switch to inference."""
+
+
+@runtime_checkable
+class Diagnosed(Protocol):
+    """A system that can tell how well its parts work on samples whose truth is known."""
+
+    def diagnostics(self, prediction: Prediction, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """A value for each sample ("b"), by name; NaN where there is nothing to measure."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class _Answer:
     depth: Float32[np.ndarray, "b p h w"]
     confidence: Float32[np.ndarray, "b p h w"] | None
     seconds: float
+    diagnostics: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def open_suite(name: str, config: SuiteConfig, *, datasets: Mapping[str, DatasetConfig], scenes: Path) -> Suite:
@@ -177,7 +188,7 @@ def predict(
             seconds[suite.name] = _write_suite(
                 temporary / suite.name, about, suite, answer, batch_size=batch_size, workers=workers
             )
-        write_timing(temporary, seconds)
+        write_cost(temporary, Cost(seconds, _parameters(system), memory_gb()))
     return seconds
 
 
@@ -196,8 +207,12 @@ def predict_files(folder: Path, *, suites: Sequence[Suite], out: Path, method: s
             root = folder / suite.config.dataset
             answer = _file_answer(root, suite)
             seconds[suite.name] = _write_suite(temporary / suite.name, about, suite, answer, batch_size=1)
-        write_timing(temporary, seconds)
+        write_cost(temporary, Cost(seconds))
     return seconds
+
+
+def _parameters(system: Method) -> int:
+    return sum(weight.numel() for weight in system.parameters()) if isinstance(system, torch.nn.Module) else 0
 
 
 def _measured(scene: Scene, step: int) -> Float32[np.ndarray, " n"]:
@@ -262,9 +277,22 @@ def _system_answer(
             prediction = system(batch)
         seconds = _now(device) - began
         confidence = None if prediction.confidence is None else prediction.confidence.float().cpu().numpy()
-        return _Answer(prediction.depth.float().cpu().numpy(), confidence, seconds / len(indices))
+        depth = prediction.depth.float().cpu().numpy()
+        return _Answer(
+            depth, confidence, seconds / len(indices), _diagnostics(system, prediction, feed, indices, device)
+        )
 
     return answer
+
+
+def _diagnostics(
+    system: Method, prediction: Prediction, feed: SampleFeed, indices: Sequence[int], device: torch.device
+) -> dict[str, list[float]]:
+    """What a system with a method `diagnostics` says of its parts: it may see the truth, for the answer is given."""
+    if not isinstance(system, Diagnosed):
+        return {}
+    values = system.diagnostics(prediction, feed.load(indices).to(device))
+    return {name: value.double().cpu().tolist() for name, value in values.items()}
 
 
 def _now(device: torch.device) -> float:
@@ -325,6 +353,7 @@ def _write_suite(
     stored = [_stored(suite, sample) for sample in suite.samples]
     seconds: list[float] = []
     stacks: dict[str, StackFile] = {}
+    diagnostics: dict[str, list[float]] = {}
     with ExitStack() as closing, progress(f"predict {about.method} {suite.name}", total=count) as show:
         chunks = [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
         for indices, got in zip(chunks, _answers(answer, chunks, workers), strict=True):
@@ -333,8 +362,12 @@ def _write_suite(
                 stacks = _open_stacks(folder, got, count, closing)
             _append(stacks, got, about)
             seconds += [got.seconds] * len(indices)
+            for name, values in got.diagnostics.items():
+                diagnostics.setdefault(name, []).extend(values)
             show(indices[-1] + 1, {"s/sample": got.seconds})
     write_samples(folder, about, stored)
+    if diagnostics:
+        write_diagnostics(folder, diagnostics)
     return float(np.median(seconds))
 
 

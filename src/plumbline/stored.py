@@ -3,17 +3,19 @@
 `samples.json` names every sample (scene, views), the method's inputs, whether the truth was among them (an oracle), and
 the fingerprint of the suite; `depth.npy` is f32 (n, p, h, w), metres, 0 = abstains, and `confidence.npy`, where a method
 has one, f32 of the same shape in [0, 1], higher = surer. Row i belongs to sample i, its first map to the reference view.
+`diagnostics.json` is there for a method that measures its own parts.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from pydantic import BaseModel
 
 from plumbline.errors import DataError
@@ -54,13 +56,27 @@ class About:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What predicting took: median seconds a sample by suite, trainable parameters, and the process's peak memory."""
+
+    seconds: Mapping[str, float]
+    parameters: int | None = None
+    peak_memory_gb: float | None = None
+
+
+@dataclass(frozen=True)
 class Predictions:
-    """One method's predictions for one suite, arrays memory-mapped."""
+    """One method's predictions for one suite, arrays memory-mapped.
+
+    `diagnostics` holds what a method says of its own parts (for instance which share of its keypoints can be matched),
+    measured with the truth after predicting: name -> a value for each sample, NaN where it has none.
+    """
 
     about: About
     samples: tuple[StoredSample, ...]
     depth: Float32[np.ndarray, "n p h w"]
     confidence: Float32[np.ndarray, "n p h w"] | None
+    diagnostics: Mapping[str, Float64[np.ndarray, " n"]] = field(default_factory=dict)
 
 
 def suite_fingerprint(suite: BaseModel) -> str:
@@ -86,7 +102,7 @@ def read_predictions(folder: Path) -> Predictions:
     file = folder / "confidence.npy"
     confidence = read_npy(file, memory_map=True) if file.is_file() else None
     _check_rows(folder, len(samples), depth, confidence)
-    return Predictions(about, samples, depth, confidence)
+    return Predictions(about, samples, depth, confidence, _read_diagnostics(folder, len(samples)))
 
 
 def read_for(folder: Path, samples: list[Sample], fingerprint: str) -> Predictions:
@@ -111,15 +127,22 @@ def write_samples(folder: Path, about: About, samples: list[StoredSample]) -> No
     write_json(folder / "samples.json", {"format": FORMAT_VERSION, "about": asdict(about), "samples": rows})
 
 
-def write_timing(folder: Path, seconds: Mapping[str, float]) -> None:
-    """Write `timing.json` of a method's folder: median seconds a sample, by suite."""
-    write_json(folder / "timing.json", {suite: round(value, 4) for suite, value in seconds.items()})
+def write_cost(folder: Path, cost: Cost) -> None:
+    """Write `cost.json` of a method's folder."""
+    rounded = {suite: round(value, 4) for suite, value in cost.seconds.items()}
+    memory = None if cost.peak_memory_gb is None else round(cost.peak_memory_gb, 3)
+    write_json(folder / "cost.json", asdict(Cost(rounded, cost.parameters, memory)))
 
 
-def read_timing(folder: Path) -> dict[str, float]:
-    """Median seconds a sample, by suite."""
-    timing: dict[str, float] = read_json(folder / "timing.json")
-    return timing
+def read_cost(folder: Path) -> Cost:
+    """What a method's predictions took."""
+    return Cost(**read_json(folder / "cost.json"))
+
+
+def write_diagnostics(folder: Path, values: Mapping[str, Sequence[float]]) -> None:
+    """Write `diagnostics.json` of a suite's folder: a method's own measures, one value a sample, null where it has none."""
+    rows = {name: [round(x, 6) if math.isfinite(x) else None for x in row] for name, row in values.items()}
+    write_json(folder / "diagnostics.json", rows)
 
 
 class StackFile:
@@ -144,6 +167,15 @@ class StackFile:
     def close(self) -> None:
         """Close the file (also after a failure; an unfinished folder is never given its final name)."""
         self._file.close()
+
+
+def _read_diagnostics(folder: Path, count: int) -> dict[str, Float64[np.ndarray, " n"]]:
+    if not (folder / "diagnostics.json").is_file():
+        return {}
+    rows: dict[str, list[float | None]] = read_json(folder / "diagnostics.json")
+    if any(len(row) != count for row in rows.values()):
+        raise DataError(f"{folder}/diagnostics.json: expected {count} values of each measure. Predict again.")
+    return {name: np.array([math.nan if x is None else x for x in row]) for name, row in rows.items()}
 
 
 def _check_rows(folder: Path, count: int, depth: np.ndarray, confidence: np.ndarray | None) -> None:
