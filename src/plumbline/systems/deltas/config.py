@@ -99,7 +99,6 @@ class Config(BaseModel):
     checkpointing: bool = Field(default=False, description="recompute activations backwards: less memory, more time")
 
     weights: LossWeights = LossWeights()
-    teacher: str | None = Field(default=None, description="file of a keypoint detector's weights to learn from")
     augment: AugmentConfig = AugmentConfig(degrade=0.0)
 
     @model_validator(mode="before")

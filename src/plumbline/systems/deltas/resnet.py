@@ -1,0 +1,81 @@
+"""The residual encoder that DELTAS uses twice, for images and for sparse depth, and recomputation of activations.
+
+Names and layout are torchvision's ResNet-50 ("v1.5": the stride is on the 3x3 convolution), so that its weights fit.
+He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Bottleneck(nn.Module):
+    """ReLU(shortcut + branch), the branch 1x1, 3x3 and 1x1 convolutions, each with a batch norm."""
+
+    def __init__(self, in_channels: int, width: int, *, expansion: int, stride: int = 1, project: bool = False) -> None:
+        super().__init__()
+        out_channels = expansion * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = _projection(in_channels, out_channels, stride) if project else None
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
+        """Features with `expansion` * `width` channels, smaller by the stride (rounded up)."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+def stage(in_channels: int, width: int, blocks: int, *, expansion: int, stride: int) -> nn.Sequential:
+    """`blocks` bottlenecks; the first has the stride and a projection on its shortcut."""
+    first = Bottleneck(in_channels, width, expansion=expansion, stride=stride, project=True)
+    rest = (Bottleneck(expansion * width, width, expansion=expansion) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+def stages(in_channels: int, widths: tuple[int, ...], blocks: tuple[int, ...], expansion: int) -> list[nn.Sequential]:
+    """The stages of an encoder after its stem: strides 1, 2, 2, 2."""
+    inputs = [in_channels, *(expansion * width for width in widths)]
+    return [
+        stage(inputs[i], width, count, expansion=expansion, stride=1 if i == 0 else 2)
+        for i, (width, count) in enumerate(zip(widths, blocks, strict=True))
+    ]
+
+
+def run(module: nn.Module, *inputs: Tensor, recompute: bool) -> Any:
+    """`module(*inputs)`; with `recompute` its activations are not kept but computed again by the backward pass.
+
+    Batch norms count a batch once, as without: their running statistics are left alone the second time.
+    """
+    if not (recompute and torch.is_grad_enabled()):
+        return module(*inputs)
+    again = lambda: (nullcontext(), _running_statistics_kept(module))  # noqa: E731
+    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=again)
+
+
+@contextmanager
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
