@@ -14,22 +14,24 @@ from plumbline.systems.records import Batch
 def diagnostics(
     internals: Mapping[str, Tensor], batch: Batch, depth_range: Float[Tensor, "b 2"]
 ) -> dict[str, Float[Tensor, " b"]]:
-    """One value a sample: `usable_share`, and `match_error_px` and `triangulation_error_m` where the batch has truth.
+    """One value a sample: `usable_share`, `match_error_px` and `triangulation_error_m`.
 
     * `usable_share`: part of the keypoints with a search segment inside at least one other view. Near 0, poses or intrinsics
       are wrong, or the views hardly overlap: the depth is then a guess from one image.
     * `match_error_px`: median distance from match to true reprojection, over all visible matches with a usable segment.
     * `triangulation_error_m`: median distance from triangulated to true point, before densification, over all defined ones.
 
-    The latter two are NaN for a sample in which nothing can be measured, and for no other reason; a median is the lower of
-    two middle values. Without true depth, or without poses, they are absent.
+    The latter two are NaN for a sample in which nothing can be measured (no truth, no usable keypoint with truth), and for no
+    other reason; a median is the lower of two middle values.
     """
     usable = internals["usable"]
-    values = {"usable_share": usable.any(1).float().mean(1)}
+    share = usable.any(1).float().mean(1)
     if batch.depth is None or batch.mask is None or batch.cam0_T_cam is None:
-        return values
+        nothing = torch.full_like(share, torch.nan)
+        return {"usable_share": share, "match_error_px": nothing, "triangulation_error_m": nothing}
     truth = keypoint_truth(internals["keypoints"], batch.depth, batch.mask, batch.K, batch.cam0_T_cam, depth_range)
-    return values | {
+    return {
+        "usable_share": share,
         "match_error_px": _median_distance(internals["matches"], truth.matches, usable & truth.seen),
         "triangulation_error_m": _median_distance(internals["points"], truth.points, _triangulated(internals, truth)),
     }
