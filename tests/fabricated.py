@@ -1,5 +1,7 @@
 """Small canonical scenes and predictions of known quality, for tests of what comes after prediction."""
 
+import math
+
 import numpy as np
 
 from plumbline.config import SuiteConfig
@@ -14,6 +16,7 @@ from plumbline.stored import (
     read_cost,
     suite_fingerprint,
     write_cost,
+    write_diagnostics,
     write_samples,
 )
 
@@ -98,6 +101,11 @@ def write_prediction(
         stack.close()
     about = About(method, suite_name, suite.dataset, inputs, oracle, suite_fingerprint(suite), "cpu", notes or {})
     write_samples(where, about, samples)
+    if method == "deltaz":
+        errors = [math.nan, *[1.25] * (len(samples) - 1)]
+        write_diagnostics(
+            where, {"usable_share": [0.5] * len(samples), "match_error_px": [math.nan, *[1.25] * (len(samples) - 1)]}
+        )
     known = read_cost(folder / method).seconds if (folder / method / "cost.json").is_file() else {}
     write_cost(folder / method, Cost({**known, suite_name: 0.0123}, 1234, 0.5))
 

@@ -44,10 +44,13 @@ class DatasetConfig(Section):
     source: Source = Field(description="where the raw files come from")
     size: Size = Field(description="height and width of canonical images and depth, pixels")
     depth_range: tuple[float, float] = Field(description="nearest and farthest depth a method may look for, metres")
-    split: Literal["mvsnet", "seeded"] | dict[Literal["train", "val", "test"], list[str]] = Field(
-        description="mvsnet: the published DTU lists; seeded: 90 % / 10 % of scenes; or lists of scene names"
+    split: Literal["mvsnet", "scannet", "seeded"] | dict[Literal["train", "val", "test"], list[str]] = Field(
+        description="mvsnet, scannet: the published lists of DTU, ScanNet v2; seeded: 90 % / 10 % of scenes; or lists of names"
     )
     options: dict[str, Any] = Field(default={}, description="options of the reader")
+    resize: Literal["footprint", "bilinear"] = Field(
+        default="footprint", description="bilinear: as DELTAS' published loader, only to repeat published numbers"
+    )
     storage: Literal["raw", "jpeg", "png"] = "raw"
     quarantine: dict[str, str] = Field(default={}, description="scenes left out: name -> reason, shown in the report")
 
@@ -72,6 +75,14 @@ class ByGap(Section):
     gap: int = Field(ge=1)
 
 
+class BySequence(Section):
+    """`length` frames `gap` apart around the reference, as DELTAS is evaluated: see `plumbline.data.samples`."""
+
+    kind: Literal["sequence"]
+    length: int = Field(ge=2, description="views of a sample, the reference included")
+    gap: int = Field(ge=1, description="frames of the capture, those that are not read included")
+
+
 class ByBaseline(Section):
     """The `count` sources nearest to `preferred` metres among those within the baseline and angle limits."""
 
@@ -87,7 +98,7 @@ class SuiteConfig(Section):
 
     dataset: str
     split: Literal["train", "val", "test", "all"] = "test"
-    sources: Annotated[ByPairs | ByGap | ByBaseline, Field(discriminator="kind")]
+    sources: Annotated[ByPairs | ByGap | BySequence | ByBaseline, Field(discriminator="kind")]
     max_samples: int | None = Field(default=None, ge=1, description="evenly spread over all candidates")
     predict_views: int = Field(default=1, ge=1, description="leading views of a sample that methods predict")
     depth_min: float = Field(default=0.0, ge=0, description="truth below counts as not measured, metres")
@@ -108,6 +119,11 @@ class EvaluationConfig(Section):
         default="plane_sweep", description="method whose covered pixels are the common region of all rows"
     )
 
+    average: Literal["scenes", "batch_means"] = Field(
+        default="scenes",
+        description="scenes: mean over a scene's samples, then over scenes; batch_means: as DELTAS' test script averages",
+    )
+    batch_size: int = Field(default=16, ge=1, description="samples a batch for batch_means")
     bootstrap: int = Field(default=1000, ge=10, description="resamples of the scenes for the 95 % interval")
     seed: int = 0
 
@@ -116,7 +132,9 @@ class ReportConfig(Section):
     """What the report shows."""
 
     title: str = "Plumbline report"
-    system: str = Field(default="deltaz", description="system whose best, median and worst samples are pictured")
+    systems: tuple[str, ...] = Field(
+        default=("deltaz",), description="systems that are held against the baselines and whose samples are pictured"
+    )
 
 
 class TrackingConfig(Section):

@@ -187,7 +187,7 @@ def test_real_captures_are_not_called_generated(copy):
 
 def test_a_system_that_loses_is_said_to_lose(copy):
     root, configs = copy
-    build(root, configs, report=ReportConfig(system="constant"))
+    build(root, configs, report=ReportConfig(systems=["constant"]))
     text = (root / "reports/report.html").read_text()
     assert '<span class="word bad">worse in 1</span>' in text
 
@@ -209,6 +209,13 @@ def test_a_row_on_common_pixels_stands_beside_a_sparse_method(html):
     rows = rows_of(html, "only pixels on which plane_sweep speaks")
     assert set(rows) == set(METHODS)
     assert "abstains" not in rows["plane_sweep"]
+
+
+def test_a_method_s_own_measures_parameters_and_memory_are_shown(html):
+    shown = {number["data-source"].split("#")[1]: number["text"] for number in Reader(html).numbers}
+    assert shown["suites/rooms_gap1/diagnostics/usable_share"] == "50.0%"
+    assert shown["suites/rooms_gap1/diagnostics/match_error_px"] == "1.25"
+    assert (shown["parameters"], shown["peak_memory_gb"]) == ("1,234", "0.5")
 
 
 def test_samples_are_chosen_by_the_rule(project, html):
@@ -250,7 +257,11 @@ def test_what_is_missing_is_said(copy):
     (root / "dvc.lock").unlink()
     build(root, configs, methods=("constant", "plane_sweep"))
     text = (root / "reports/report.html").read_text()
-    for words in ("Not checked.", "No method of this report has a training curve", "deltaz is not among the methods"):
+    for words in (
+        "Not checked.",
+        "No method of this report has a training curve",
+        "No trained system is among the methods",
+    ):
         assert words in text
 
 

@@ -23,11 +23,13 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What a method may look at and what it ran on."""
+    """What a method may look at, what it ran on, and what it took: weights, the process's peak memory in GB."""
 
     method: str
     inputs: tuple[str, ...]
     oracle: bool
+    parameters: Number | None
+    memory: Number | None
     device: str
     notes: tuple[tuple[str, str], ...]
 
@@ -46,7 +48,7 @@ class Page:
     """All that the templates show."""
 
     title: str
-    system: str
+    systems: tuple[str, ...]
     seed: int
     methods: tuple[MethodFacts, ...]
     results: tuple[SuiteResult, ...]
@@ -54,7 +56,7 @@ class Page:
     tallies: tuple[Tally, ...]
     charts: Mapping[str, Chart]
     uncertainty: Mapping[str, Chart]
-    chosen: Mapping[str, Sequence[Chosen]]
+    chosen: Mapping[str, Mapping[str, Sequence[Chosen]]]
     training: tuple[Training, ...]
     datasets: tuple[DatasetVerdict, ...]
     provenance: Provenance
@@ -109,10 +111,11 @@ def collect_page(
     """Gather everything the page shows."""
     results = read_results(root, methods, list(suites))
     others = [method for method in ("plane_sweep", "median_plane", "constant") if method in methods]
-    comparisons = compare(root, results, report.system, others, bootstrap=evaluation.bootstrap, seed=evaluation.seed)
+    shown = tuple(system for system in report.systems if system in methods)
+    comparisons = compare(root, results, shown, others, bootstrap=evaluation.bootstrap, seed=evaluation.seed)
     return Page(
         title=report.title,
-        system=report.system,
+        systems=shown,
         seed=seed,
         methods=tuple(_facts(root, method) for method in methods),
         results=tuple(results),
@@ -120,7 +123,9 @@ def collect_page(
         tallies=tuple(tally(comparisons)),
         charts={result.name: _strip_chart(root, result, methods) for result in results},
         uncertainty=_uncertainty(root, results, methods),
-        chosen=_chosen(root, report.system, suites, methods),
+        chosen={
+            system: {name: choose(root, system, name, suite) for name, suite in suites.items()} for system in shown
+        },
         training=tuple(_training(root, method) for method in methods if _is_trained(root, method)),
         datasets=tuple(read_datasets(root, datasets)),
         provenance=collect(root),
@@ -145,13 +150,18 @@ def render(page: Page, name: str) -> str:
 
 
 def _facts(root: Path, method: str) -> MethodFacts:
-    suites = read_summary(root / "scores" / method)["suites"]
-    abouts = [summary["about"] for summary in suites.values()]
+    content, file = read_summary(root / "scores" / method), f"scores/{method}/summary.json"
+    abouts = [summary["about"] for summary in content["suites"].values()]
     notes = {f"{key}: {value}" for about in abouts for key, value in about["notes"].items()}
     pairs = sorted(tuple(note.split(": ", 1)) for note in notes)
-    first = abouts[0]
     return MethodFacts(
-        method, tuple(first["inputs"]), first["oracle"], first["device"], tuple((key, value) for key, value in pairs)
+        method=method,
+        inputs=tuple(abouts[0]["inputs"]),
+        oracle=abouts[0]["oracle"],
+        parameters=lookup(content, file, "parameters", spec=","),
+        memory=lookup(content, file, "peak_memory_gb", spec=SECONDS),
+        device=abouts[0]["device"],
+        notes=tuple((key, value) for key, value in pairs),
     )
 
 
@@ -175,14 +185,6 @@ def _uncertainty(root: Path, results: Sequence[SuiteResult], methods: Sequence[s
         if curves:
             charts[result.name] = sparsification(result.name, curves, methods)
     return charts
-
-
-def _chosen(
-    root: Path, system: str, suites: Mapping[str, SuiteConfig], methods: Sequence[str]
-) -> dict[str, list[Chosen]]:
-    if system not in methods:
-        return {}
-    return {name: choose(root, system, name, suite) for name, suite in suites.items()}
 
 
 def _is_trained(root: Path, method: str) -> bool:

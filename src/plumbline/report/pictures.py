@@ -32,12 +32,18 @@ def picture(rgb: UInt8[np.ndarray, "h w 3"]) -> str:
 def colour_map(
     values: Float32[np.ndarray, "h w"], shown: Bool[np.ndarray, "h w"], limits: tuple[float, float], kind: str
 ) -> str:
-    """A map of `values` between `limits` (beyond: the end colours) in the colours of `kind`; grey where not `shown`."""
+    """A map of `values` as `coloured` paints it, at the width of a tile, as a data URI."""
+    return encode_webp(_fit(coloured(values, shown, limits, kind), _TILE_WIDTH, smooth=False), quality=88)
+
+
+def coloured(
+    values: Float32[np.ndarray, "h w"], shown: Bool[np.ndarray, "h w"], limits: tuple[float, float], kind: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    """`values` between `limits` (beyond: the end colours) in the colours of `kind`, RGB; grey where not `shown`."""
     low, high = limits
     level = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    coloured = cv2.applyColorMap((255 * level).astype(np.uint8), _MAPS[kind])[..., ::-1]
-    tile = np.where(shown[..., None], coloured, np.array(_NOTHING, np.uint8)).astype(np.uint8)
-    return encode_webp(_fit(tile, _TILE_WIDTH, smooth=False), quality=88)
+    painted = cv2.applyColorMap((255 * level).astype(np.uint8), _MAPS[kind])[..., ::-1]
+    return np.where(shown[..., None], painted, np.array(_NOTHING, np.uint8)).astype(np.uint8)
 
 
 def gradient(kind: str, *, stops: int = 12) -> str:

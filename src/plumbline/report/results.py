@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ class Line:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """Everything about one suite: facts, the headline table, the common-region table, and the other alignments."""
+    """Everything about one suite: facts, the headline table, the common-region table, and the other alignments.
+
+    `parts` holds, for each method that measures its own parts, the median of each measure over the samples.
+    """
 
     name: str
     dataset: str
@@ -52,6 +56,7 @@ class SuiteResult:
     aligned: Mapping[str, tuple[Line, ...]]
     dropped: tuple[tuple[str, str, str], ...]
     area: tuple[tuple[str, Number], ...]
+    parts: tuple[tuple[str, tuple[tuple[str, Number], ...]], ...]
 
     def cell(self, method: str) -> Cell:
         """The headline abs_rel of a method; an empty cell where it has none."""
@@ -64,8 +69,9 @@ class SuiteResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The trained system against one other method in one suite, in words with numbers. `outcome`: better, worse, open."""
+    """A trained system against one other method in one suite, in words with numbers. `outcome`: better, worse, open."""
 
+    system: str
     suite: str
     other: str
     outcome: str
@@ -80,8 +86,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Tally:
-    """In how many suites the system is better, worse, or neither, against one method."""
+    """In how many suites a system is better, worse, or neither, against one method."""
 
+    system: str
     other: str
     better: int
     worse: int
@@ -100,13 +107,19 @@ def read_results(root: Path, methods: Sequence[str], suites: Sequence[str]) -> l
 
 
 def compare(
-    root: Path, results: Sequence[SuiteResult], system: str, others: Sequence[str], *, bootstrap: int, seed: int
+    root: Path,
+    results: Sequence[SuiteResult],
+    systems: Sequence[str],
+    others: Sequence[str],
+    *,
+    bootstrap: int,
+    seed: int,
 ) -> list[Comparison]:
-    """The system against each of `others` in every suite, dense with dense: on the common region where one abstains."""
+    """Each system against each of `others` in every suite, dense with dense: on the common region where one abstains."""
     found = []
-    for result in results:
+    for system, result in product(systems, results):
+        lines = {line.method: line for line in result.lines}
         for other in others:
-            lines = {line.method: line for line in result.lines}
             if other != system and {system, other} <= lines.keys():
                 pair = _compare_pair(root, result, lines[system], lines[other], bootstrap=bootstrap, seed=seed)
                 found += [pair] if pair is not None else []
@@ -114,10 +127,11 @@ def compare(
 
 
 def tally(comparisons: Sequence[Comparison]) -> list[Tally]:
-    """How often each outcome happened, one `Tally` for each other method."""
-    others = dict.fromkeys(comparison.other for comparison in comparisons)
-    outcomes = {o: [c.outcome for c in comparisons if c.other == o] for o in others}
-    return [Tally(o, got.count("better"), got.count("worse"), got.count("open")) for o, got in outcomes.items()]
+    """How often each outcome happened, one `Tally` for each system and other method."""
+    outcomes: dict[tuple[str, str], list[str]] = {}
+    for c in comparisons:
+        outcomes.setdefault((c.system, c.other), []).append(c.outcome)
+    return [Tally(*pair, got.count("better"), got.count("worse"), got.count("open")) for pair, got in outcomes.items()]
 
 
 def _suite_result(name: str, summaries: Mapping[str, Mapping[str, Any]]) -> SuiteResult:
@@ -139,6 +153,7 @@ def _suite_result(name: str, summaries: Mapping[str, Mapping[str, Any]]) -> Suit
         aligned={kind: _lines(name, summaries, "all", kind) for kind in ("median", "scale_shift")},
         dropped=_dropped(summaries),
         area=_areas(name, summaries),
+        parts=_parts(name, summaries),
     )
 
 
@@ -206,6 +221,21 @@ def _areas(name: str, summaries: Mapping[str, Mapping[str, Any]]) -> tuple[tuple
     return tuple((method, number) for method, number in found.items() if number is not None)
 
 
+def _parts(
+    name: str, summaries: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[str, tuple[tuple[str, Number], ...]], ...]:
+    """Return (method, ((measure, median), ...)) for every method that measures its own parts."""
+    found = []
+    for method, summary in summaries.items():
+        content, file = {"suites": {name: summary}}, f"scores/{method}/summary.json"
+        place = ("suites", name, "diagnostics")
+        specs = {measure: SHARE if measure.endswith("_share") else SECONDS for measure in summary["diagnostics"]}
+        numbers = [(measure, lookup(content, file, *place, measure, spec=spec)) for measure, spec in specs.items()]
+        if numbers:
+            found.append((method, tuple((measure, number) for measure, number in numbers if number is not None)))
+    return tuple(found)
+
+
 def _compare_pair(
     root: Path, result: SuiteResult, ours: Line, theirs: Line, *, bootstrap: int, seed: int
 ) -> Comparison | None:
@@ -225,7 +255,17 @@ def _compare_pair(
     ratio = first.value / second.value - 1 if second.value else 0.0
     change = Number(ratio, f"{first.source} {second.source}", SIGNED_SHARE, "change")
     return Comparison(
-        result.name, theirs.method, _outcome(difference), region, first, second, change, low, high, result.scenes
+        system=ours.method,
+        suite=result.name,
+        other=theirs.method,
+        outcome=_outcome(difference),
+        region=region,
+        ours=first,
+        theirs=second,
+        change=change,
+        low=low,
+        high=high,
+        scenes=result.scenes,
     )
 
 
