@@ -103,9 +103,7 @@ def write_prediction(
     write_samples(where, about, samples)
     if method == "deltaz":
         errors = [math.nan, *[1.25] * (len(samples) - 1)]
-        write_diagnostics(
-            where, {"usable_share": [0.5] * len(samples), "match_error_px": [math.nan, *[1.25] * (len(samples) - 1)]}
-        )
+        write_diagnostics(where, {"usable_share": [0.5] * len(samples), "match_error_px": errors})
     known = read_cost(folder / method).seconds if (folder / method / "cost.json").is_file() else {}
     write_cost(folder / method, Cost({**known, suite_name: 0.0123}, 1234, 0.5))
 
