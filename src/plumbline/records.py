@@ -18,7 +18,8 @@ class View:
     """One image with its camera and depth, as a reader yields it.
 
     Depth may live on a grid of its own: then `depth_K` holds that grid's intrinsics (the camera centre and axes are
-    shared with the image). `depth_K` None means that depth and image have one size and one K.
+    shared with the image). `depth_K` None means that depth and image have one size and one K. `frame` is (its number, from
+    0, and the number of all frames) where the capture is a sequence that may lack frames here.
     """
 
     name: str
@@ -28,6 +29,7 @@ class View:
     depth: Float32[np.ndarray, "hd wd"] | None = None
     depth_K: Float64[np.ndarray, "3 3"] | None = None
     mask: Bool[np.ndarray, "hd wd"] | None = None
+    frame: tuple[int, int] | None = None
 
 
 Pairs = tuple[tuple[tuple[int, float], ...], ...]
@@ -61,7 +63,9 @@ class Scene:
     """A canonical scene: images and depth of one size; arrays are memory-mapped where they can be.
 
     `pairs` holds, for each view, the other views' indices with their scores, best first. `depth_range` is (nearest,
-    farthest) in metres and comes from params, never from the truth.
+    farthest) in metres and comes from params, never from the truth. `frames` has the number of each view's frame in its
+    capture, ascending, and `frame_count` that of all frames there, lost ones included; None where views simply follow
+    one another.
     """
 
     dataset: str
@@ -75,6 +79,8 @@ class Scene:
     mask: Bool[np.ndarray, "v h w"] | None = None
     pairs: Pairs | None = None
     source: dict[str, object] = field(default_factory=dict)
+    frames: tuple[int, ...] | None = None
+    frame_count: int | None = None
 
 
 @dataclass(frozen=True)

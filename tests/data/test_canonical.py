@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -77,6 +78,30 @@ def test_depth_of_another_camera_is_brought_into_the_image() -> None:
     np.testing.assert_array_equal(fitted.depth > 0, seen.all(-1))
 
 
+@pytest.mark.parametrize("size", [(24, 32), (20, 30), (17, 23), (60, 70)])
+def test_bilinear_stretches_as_opencv_does(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    image, depth = rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8), rng.random((24, 32)).astype(np.float32)
+    depth_K = np.array([[50.0, 0, 15.5], [0, 50, 11.5], [0, 0, 1]])
+    fitted = canonical.fit(view(image=image, depth=depth, depth_K=depth_K), size, resize="bilinear")
+    assert fitted.depth is not None
+    expected = cv2.resize(image.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(fitted.image, expected, atol=0.5001)  # rounded to 8 bits
+    np.testing.assert_allclose(fitted.depth, cv2.resize(depth, size[::-1], interpolation=cv2.INTER_LINEAR), atol=1e-6)
+    # Each axis has its own factor, and the image's edges stay where they are.
+    sx, sy = size[1] / 64, size[0] / 48
+    np.testing.assert_allclose(fitted.K, [[100 * sx, 0, 32 * sx - 0.5], [0, 100 * sy, 24 * sy - 0.5], [0, 0, 1]])
+
+
+def test_bilinear_mixes_holes_into_depth() -> None:
+    depth = np.full(SIZE, 2, np.float32)
+    depth[10, 10] = 0
+    fitted = canonical.fit(view(depth=depth), (24, 32), resize="bilinear")
+    assert fitted.depth is not None
+    assert fitted.depth[5, 5] == 1.5
+    assert np.count_nonzero(fitted.depth != 2) == 1
+
+
 def test_holes_and_masks_are_never_mixed_into_depth() -> None:
     depth = np.full(SIZE, 3, np.float32)
     depth[:, ::2] = 0
@@ -128,6 +153,17 @@ def test_a_scene_comes_back_as_written(tmp_path: Path, storage: str) -> None:
         np.testing.assert_array_equal(got.depth, expected.depth)
         np.testing.assert_array_equal(got.world_T_cam, expected.world_T_cam)
     assert canonical.list_scenes(tmp_path) == ["s"]
+
+
+def test_frame_numbers_come_back_where_there_are_some(tmp_path: Path) -> None:
+    written = [view(name="4", frame=(4, 90)), view(name="7", frame=(7, 90))]
+    canonical.write_scene(tmp_path / "s", dataset="x", name="s", views=written, depth_range=(1.0, 5.0))
+    scene = canonical.read_scene(tmp_path / "s")
+    assert (scene.frames, scene.frame_count) == ((4, 7), 90)
+    assert [got.frame for got in canonical.views_of(scene)] == [(4, 90), (7, 90)]
+    canonical.write_scene(tmp_path / "t", dataset="x", name="t", views=[view()], depth_range=(1.0, 5.0))
+    assert "frame" not in (tmp_path / "t/scene.json").read_text()
+    assert canonical.read_scene(tmp_path / "t").frames is None
 
 
 def test_depth_and_poses_may_be_absent(tmp_path: Path) -> None:

@@ -190,6 +190,52 @@ def test_scannet_unscaled_colour_intrinsics_on_the_depth_grid(tmp_path):
         validate_view(view, "scene")
 
 
+SCENE_TXT = "fx_color = 59.5\nfx_depth = 28\nfy_color=60.5\nmx_color = 32.5\nmy_color = 24.5\nsceneType = Apartment\n"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_scannet_with_the_colour_camera_of_its_text_file(tmp_path, packed):
+    folder = tmp_path / "scene0707_00"
+    if packed:
+        write_sens(folder / "scene0707_00.sens", scannet_truth(), colour_K=COLOUR_K, depth_K=K)
+    else:
+        write_scannet(folder, scannet_truth(), colour_K=COLOUR_K, depth_K=K)
+    (folder / "scene0707_00.txt").write_text(SCENE_TXT)
+    options = Options(cameras="scene_txt")
+    view = read(tmp_path, "scene0707_00", options)[0]
+    np.testing.assert_allclose(view.K, [[59.5, 0, 32.5], [0, 60.5, 24.5], [0, 0, 1]])
+    # The picture is 50x66 and the depth 24x32: the edges of both are taken to coincide.
+    sx, sy = 32 / 66, 24 / 50
+    np.testing.assert_allclose(view.depth_K, [[59.5 * sx, 0, 33 * sx - 0.5], [0, 60.5 * sy, 25 * sy - 0.5], [0, 0, 1]])
+    assert [label for label, _ in rgbd.alternatives(tmp_path, "scene0707_00", options)] == [
+        "poses read as world-to-camera",
+        "depth read in units of 1/5000 m",
+    ]
+    (folder / "scene0707_00.txt").write_text(SCENE_TXT.replace("my_color", "my"))
+    with pytest.raises(DataError, match=r"^scene0707_00/scene0707_00\.txt: no my_color; expected lines fx_color"):
+        read(tmp_path, "scene0707_00", options)
+
+
+def test_frames_are_numbered_before_any_is_left_out(tmp_path):
+    truth = capture(7)
+    truth.world_T_cams[2][:] = -np.inf
+    write_scannet(tmp_path / "scene", truth, colour_K=K, depth_K=K)
+    assert [view.frame for view in read(tmp_path, "scene")] == [(i, 7) for i in (0, 1, 3, 4, 5, 6)]
+    assert [view.frame for view in read(tmp_path, "scene", Options(stride=2))] == [(0, 7), (4, 7), (6, 7)]
+    assert next(rgbd.views(tmp_path, "scene", Options(), select=[3])).frame == (4, 7)
+
+
+def test_a_list_of_scenes_chooses_among_those_that_are_there(tmp_path):
+    for name in ("scene0000_00", "scene0001_00", "scene0002_00"):
+        write_scannet(tmp_path / "scans" / name, capture(1), colour_K=K, depth_K=K)
+    (tmp_path / "list.txt").write_text("scene0002_00\nscene0000_00")
+    options = Options(scene_list="list.txt")
+    assert rgbd.scenes(tmp_path, options) == ["scans/scene0000_00", "scans/scene0002_00"]
+    (tmp_path / "list.txt").write_text("scene0002_00\nscene0003_00\n\n")
+    with pytest.raises(DataError, match=r"list\.txt: names 1 scenes that are not there, first scene0003_00"):
+        rgbd.scenes(tmp_path, options)
+
+
 def test_scannet_as_simplerecon_names_it(tmp_path):
     write_seven_scenes(tmp_path / "scene0000_00" / "sensor_data", scannet_truth(), K=K)
     (tmp_path / "scene0000_00" / "camera-intrinsics.txt").unlink()

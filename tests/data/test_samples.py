@@ -1,5 +1,7 @@
-"""Which views are given together: by pair list, gap and baseline; splits; stacking."""
+"""Which views are given together: by pair list, gap, sequence and baseline; splits; stacking."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,62 @@ def test_sources_by_score() -> None:
 def test_sources_by_gap_stay_inside() -> None:
     got = samples.build(suite(kind="gap", gap=5), {"s": scene(12)})
     assert [s.views for s in got] == [(5, 0, 10), (6, 1, 11)]
+
+
+# (length, gap, frames): the sources of every reference, worked by hand from the published rule.
+SEQUENCES = {
+    (3, 2, 8): {0: "2 4", 1: "3 5", 2: "0 4", 3: "1 5", 4: "2 6", 5: "3 7", 6: "2 4", 7: "3 5"},
+    # Even: two frames before the reference, one after it.
+    (4, 2, 9): {
+        0: "2 4 6", 1: "3 5 7", 2: "0 4 6", 3: "1 5 7", 4: "0 2 6", 5: "1 3 7", 6: "2 4 8", 7: "1 3 5", 8: "2 4 6",
+    },
+    (5, 1, 7): {0: "1 2 3 4", 1: "0 2 3 4", 2: "0 1 3 4", 3: "1 2 4 5", 4: "2 3 5 6", 5: "2 3 4 6", 6: "2 3 4 5"},
+    (2, 3, 6): {0: "3", 1: "4", 2: "5", 3: "0", 4: "1", 5: "2"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("length", "gap", "frames"), SEQUENCES)
+def test_a_sequence_has_every_frame_as_reference_once(length: int, gap: int, frames: int) -> None:
+    got = samples.build(suite(kind="sequence", length=length, gap=gap), {"s": scene(frames)})
+    sources = {s.views[0]: " ".join(map(str, s.views[1:])) for s in got}
+    assert sources == SEQUENCES[length, gap, frames]
+    assert len(got) == frames
+
+
+@pytest.mark.parametrize(("length", "gap"), [(3, 20), (4, 15), (5, 12), (7, 10)])
+def test_the_published_sequences_stay_inside_and_nearest_the_middle(length: int, gap: int) -> None:
+    frames = length * gap + 23
+    for sample in samples.build(suite(kind="sequence", length=length, gap=gap), {"s": scene(frames)}):
+        window = sorted(sample.views)
+        assert np.diff(window).tolist() == [gap] * (length - 1)
+        assert window[0] >= 0 and window[-1] < frames
+        before = window.index(sample.views[0])
+        # One gap farther on would leave the capture, unless the reference stands where it belongs.
+        assert before == length // 2 or (before < length // 2 and window[0] < gap) or window[-1] >= frames - gap
+
+
+def test_a_capture_too_short_for_the_sequence_gives_no_sample() -> None:
+    short, long = scene(5), scene(6)
+    got = samples.build(suite(kind="sequence", length=3, gap=2), {"short": short, "long": long})
+    assert {sample.scene for sample in got} == {"long"}
+
+
+def with_frames(numbers: Sequence[int], count: int) -> Scene:
+    return replace(scene(len(numbers)), frames=tuple(numbers), frame_count=count)
+
+
+def test_a_gap_counts_frames_that_were_not_read() -> None:
+    # Frame 4 of 0..8 was lost: samples that need it are left out, the others keep to their frames.
+    got = samples.build(suite(kind="sequence", length=3, gap=2), {"s": with_frames([0, 1, 2, 3, 5, 6, 7, 8], 9)})
+    frame_of = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert [[frame_of[view] for view in s.views] for s in got] == [[1, 3, 5], [3, 1, 5], [5, 3, 7], [7, 3, 5]]
+
+
+def test_a_stride_thins_the_references_and_keeps_the_gap() -> None:
+    got = samples.build(suite(kind="sequence", length=3, gap=4), {"s": with_frames(range(0, 14, 2), 13)})
+    assert [[2 * view for view in s.views] for s in got] == [
+        [0, 4, 8], [2, 6, 10], [4, 0, 8], [6, 2, 10], [8, 4, 12], [10, 2, 6], [12, 4, 8],
+    ]  # fmt: skip
 
 
 def test_sources_by_baseline_keep_to_the_limits_and_apart() -> None:
@@ -93,6 +151,31 @@ def test_splits() -> None:
     assert samples.split_scenes(dataset({"test": ["b"]}), ["a", "b"])["test"] == ["b"]
     with pytest.raises(ConfigError, match="do not exist: c"):
         samples.split_scenes(dataset({"test": ["c"]}), ["a", "b"])
+
+
+def test_the_scannet_split_goes_by_space() -> None:
+    names = [
+        "scans/scene0191_00",
+        "scans/scene0191_02",
+        "scans/scene0568_01",
+        "scans_test/scene0707_00",
+        "scene0900_00",
+    ]
+    assert samples.split_scenes(dataset("scannet"), names) == {
+        "train": ["scans/scene0191_00", "scans/scene0191_02"],
+        "val": ["scans/scene0568_01"],
+        "test": ["scans_test/scene0707_00"],
+    }
+    with pytest.raises(DataError, match="office: the scannet split expects scenes named scene<space, 4 digits>_<scan"):
+        samples.split_scenes(dataset("scannet"), ["office"])
+
+
+def test_the_published_scannet_split_has_every_space_once() -> None:
+    spaces = [f"scene{i:04d}_00" for i in range(807)]
+    parts = samples.split_scenes(dataset("scannet"), spaces)
+    assert {part: len(found) for part, found in parts.items()} == {"train": 565, "val": 142, "test": 100}
+    assert len(set().union(*parts.values())) == 807
+    assert parts["test"] == spaces[707:]
 
 
 def test_the_published_splits_are_disjoint() -> None:

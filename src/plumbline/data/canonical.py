@@ -22,6 +22,7 @@ from plumbline.records import EncodedImages, Pairs, Scene, View
 
 FORMAT_VERSION = 1
 ImageStorage = Literal["raw", "jpeg", "png"]
+Resize = Literal["footprint", "bilinear"]
 _CODECS = {"jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]), "png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 3])}
 _ROTATION_TOLERANCE = 1e-3
 
@@ -84,41 +85,46 @@ def _validate_rigid(world_T_cam: Float64[np.ndarray, "4 4"], where: str) -> None
 # --- one function for size and K ----------------------------------------------------------------------------------
 
 
-def resample(view: View, K: Float64[np.ndarray, "3 3"], size: tuple[int, int]) -> View:
+def resample(view: View, K: Float64[np.ndarray, "3 3"], size: tuple[int, int], *, resize: Resize = "footprint") -> View:
     """`view` as the pinhole camera (`K`, `size`) of the same position and axes sees it: every resize and crop is this.
 
     The image is averaged over each target pixel's footprint (exactly so for whole ratios), depth and mask take the
     nearest source pixel, so that no hole and no edge is mixed into a depth; outside the source they are 0. With pixel
-    centres at whole numbers, scaling by s maps u to (u + 0.5) s - 0.5.
+    centres at whole numbers, scaling by s maps u to (u + 0.5) s - 0.5. `resize` bilinear interpolates image and depth at
+    each target pixel's centre instead, as OpenCV's INTER_LINEAR does (borders go on outwards): fine texture aliases, and
+    holes, being 0, leave a fringe of depths that are too small.
     """
     if abs(view.K[0, 1]) > 1e-9 or abs(K[0, 1]) > 1e-9:
         raise DataError(
             f"{view.name}: K has a skew of {view.K[0, 1]:.3g}; resampling expects none. Undistort it first."
         )
-    image = _average(view.image, view.K, K, size)
+    bilinear = resize == "bilinear"
+    image = _bilinear_image(view.image, view.K, K, size) if bilinear else _average(view.image, view.K, K, size)
     if view.depth is None:
         return replace(view, image=image, K=K)
     depth_K = view.K if view.depth_K is None else view.depth_K
-    depth = _nearest(view.depth, depth_K, K, size)
+    depth = (_bilinear if bilinear else _nearest)(view.depth, depth_K, K, size)
     mask = None if view.mask is None else _nearest(view.mask, depth_K, K, size)
     return replace(view, image=image, K=K, depth=depth, depth_K=None, mask=mask)
 
 
-def fit(view: View, size: tuple[int, int]) -> View:
+def fit(view: View, size: tuple[int, int], *, resize: Resize = "footprint") -> View:
     """`view` at `size` (height, width): scaled by one factor and cropped around the centre, K included.
 
-    When the depth grid already has that size it is the target (DTU's 640x512 images come to its 160x128 depth).
+    When the depth grid already has that size it is the target (DTU's 640x512 images come to its 160x128 depth). `resize`
+    bilinear is the published loader of DELTAS (Sinha et al., ECCV 2020): nothing is cropped, each axis has its own factor.
     """
-    if view.depth_K is not None and view.depth is not None and view.depth.shape == size:
+    if resize == "footprint" and view.depth_K is not None and view.depth is not None and view.depth.shape == size:
         return resample(view, view.depth_K, size)
     height, width = view.image.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
+    sx, sy = size[1] / width, size[0] / height
+    if resize == "footprint":
+        sx = sy = max(sx, sy)
     K = view.K.copy()
-    K[:2] *= scale
-    K[:2, 2] = (view.K[:2, 2] + 0.5) * scale - 0.5
-    K[0, 2] -= (width * scale - size[1]) / 2
-    K[1, 2] -= (height * scale - size[0]) / 2
-    return resample(view, K, size)
+    K[:2] *= [[sx], [sy]]
+    K[0, 2] = (view.K[0, 2] + 0.5) * sx - 0.5 - (width * sx - size[1]) / 2
+    K[1, 2] = (view.K[1, 2] + 0.5) * sy - 0.5 - (height * sy - size[0]) / 2
+    return resample(view, K, size, resize=resize)
 
 
 def _source_axis(K_source: np.ndarray, K_target: np.ndarray, axis: int) -> tuple[float, float]:
@@ -141,6 +147,27 @@ def _average(
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     fine = cv2.warpAffine(image, to_source, (size[1] * nx, size[0] * ny), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(fine, size[::-1], interpolation=cv2.INTER_AREA))
+
+
+def _bilinear_image(
+    image: UInt8[np.ndarray, "h w 3"], K_source: np.ndarray, K_target: np.ndarray, size: tuple[int, int]
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    return np.rint(_bilinear(image, K_source, K_target, size)).astype(np.uint8)
+
+
+def _bilinear(
+    values: Shaped[np.ndarray, "h w *c"], K_source: np.ndarray, K_target: np.ndarray, size: tuple[int, int]
+) -> Float32[np.ndarray, "h2 w2 *c"]:
+    """`values` interpolated at the centres of the target's pixels, rows first; beyond the outermost centres they go on."""
+    for axis in (0, 1):
+        edge, step = _source_axis(K_source, K_target, 1 - axis)
+        last = values.shape[axis] - 1
+        at = np.clip(edge + (np.arange(size[axis]) + 0.5) * step, 0, last)
+        low = np.minimum(at.astype(np.int64), max(last - 1, 0))
+        share = (at - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+        first, second = (np.take(values, index, axis).astype(np.float32) for index in (low, np.minimum(low + 1, last)))
+        values = first + share * (second - first)
+    return values
 
 
 def _nearest(
@@ -192,7 +219,7 @@ def write_scene(
             "views": writer.names,
             "pairs": _indexed_pairs(pairs, writer.names),
             "source": dict(source or {}),
-        }
+        } | writer.numbering()
         write_json(temporary / "scene.json", description)
     return len(writer.names)
 
@@ -203,6 +230,7 @@ class _SceneWriter:
     def __init__(self, folder: Path, *, where: str, storage: ImageStorage) -> None:
         self.folder, self.where, self.storage = folder, where, storage
         self.names: list[str] = []
+        self._frames: list[tuple[int, int] | None] = []
         self._K: list[np.ndarray] = []
         self._world_T_cam: list[np.ndarray | None] = []
         self._size: tuple[int, int] | None = None
@@ -234,6 +262,7 @@ class _SceneWriter:
         if view.name in self.names:
             raise DataError(f"{where}: the name occurs twice. View names must differ within a scene.")
         self.names.append(view.name)
+        self._frames.append(view.frame)
         self._K.append(view.K)
         self._world_T_cam.append(view.world_T_cam)
         self._has_depth |= view.depth is not None
@@ -251,6 +280,13 @@ class _SceneWriter:
         encoded = cv2.imencode(kind, image[..., ::-1], options)[1].reshape(-1)
         self._images.append(encoded)
         self._offsets.append(self._offsets[-1] + encoded.size)
+
+    def numbering(self) -> dict[str, Any]:
+        """What scene.json says of frame numbers: nothing where the reader gave none."""
+        known = [frame for frame in self._frames if frame is not None]
+        if len(known) < len(self._frames):
+            return {}
+        return {"frames": [number for number, _ in known], "frame_count": known[0][1]}
 
     def finish(self) -> None:
         if not self.names:
@@ -338,6 +374,8 @@ def read_scene(folder: Path) -> Scene:
         mask=_optional(folder / "mask.npy"),
         pairs=None if pairs is None else _pair_tuples(pairs),
         source=description["source"],
+        frames=tuple(description["frames"]) if "frames" in description else None,
+        frame_count=description.get("frame_count"),
     )
 
 
@@ -366,6 +404,7 @@ def views_of(scene: Scene) -> Iterator[View]:
             world_T_cam=None if scene.world_T_cam is None else scene.world_T_cam[i],
             depth=None if scene.depth is None else np.array(scene.depth[i]),
             mask=None if scene.mask is None else np.array(scene.mask[i]),
+            frame=None if scene.frames is None or scene.frame_count is None else (scene.frames[i], scene.frame_count),
         )
 
 

@@ -6,6 +6,7 @@ depth, lost poses) and the reader's interface.
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,8 @@ from pydantic import BaseModel, Field
 
 from plumbline.data import rgbd_layouts as layouts
 from plumbline.data.geometry import invert
-from plumbline.data.reading import located, pick, pinhole, place, report_lost, scene_folder
-from plumbline.data.rgbd_layouts import Capture, Frame, Layout, MissingFiles
+from plumbline.data.reading import located, pick, pinhole, place, read_text, report_lost, scene_folder
+from plumbline.data.rgbd_layouts import Cameras, Capture, Frame, Layout, MissingFiles
 from plumbline.errors import DataError
 from plumbline.records import View
 
@@ -41,6 +42,8 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     depth_intrinsics: Intrinsics | None = None
     """(fx, fy, cx, cy) of the depth map, for captures that do not state them."""
     poses: Literal["documented", "inverted"] = "documented"
+    cameras: Cameras = "exported"
+    """ScanNet: the two cameras exported with the frames, or SCENE.txt's colour camera alone, scaled to the depth map's size."""
     depth_camera: Literal["own", "colour"] = "own"
     colour_camera: Literal["own", "depth"] = "own"
     lost_poses: Literal["drop", "error"] = "drop"
@@ -54,6 +57,8 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     stride: int = Field(default=1, ge=1)
     """Take every n-th frame, counted before frames with a lost pose are left out."""
     max_frames: int | None = Field(default=None, ge=1)
+    scene_list: str | None = None
+    """A text file below the raw folder with a scene folder's name a line: only these are captures of the data set."""
 
 
 def scenes(raw: Path, options: Options) -> list[str]:
@@ -69,24 +74,36 @@ def scenes(raw: Path, options: Options) -> list[str]:
     if not found:
         wanted = f"no capture of layout {options.layout} below it"
         raise DataError(f"{raw}: {wanted}. Looked for {_LOOKED_FOR}. Check the path and options.layout.")
-    return sorted(found)
+    return sorted(found if options.scene_list is None else _listed(found, raw / options.scene_list))
+
+
+def _listed(found: Sequence[str], path: Path) -> list[str]:
+    listed = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    absent = sorted(set(listed) - {name.rpartition("/")[2] for name in found})
+    if absent:
+        raise DataError(
+            f"{path}: names {len(absent)} scenes that are not there, first {absent[0]}; expected folder names of captures "
+            f"below {path.parent}. Fetch them, or take them out of the list."
+        )
+    return [name for name in found if name.rpartition("/")[2] in listed]
 
 
 def views(raw: Path, scene: str, options: Options, *, select: Sequence[int] | None = None) -> Iterator[View]:
     """The views of a capture in order: image, K, depth in metres on its own grid (0 = not measured) with depth_K, world_T_cam.
 
-    `depth_K` is None where image and depth share size and K. Frames without a finite pose are left out (`lost_poses`);
-    DataError when all or more than half are, for missing files, cut files and depth maps that change size.
+    `depth_K` is None where image and depth share size and K. Frames without a finite pose are left out (`lost_poses`) but
+    counted in `frame`; DataError when all or more than half are, for missing files, cut files and depth maps that change
+    size.
     """
     with located(raw):
         capture = _capture(raw, scene, options)
         colour_K, depth_K = _cameras(capture, scene, options)
         units_per_metre = options.depth_scale or capture.units_per_metre
         size: tuple[int, ...] | None = None
-        for frame in pick(_usable(capture.frames, scene, options), select, scene):
+        for number, frame in pick(_usable(capture.frames, scene, options), select, scene):
             view = _view(frame, colour_K, depth_K, units_per_metre, options)
             size = _same_size(frame, view, size)
-            yield view
+            yield replace(view, frame=(number, len(capture.frames)))
 
 
 def pairs(raw: Path, scene: str, options: Options) -> dict[str, list[tuple[str, float]]] | None:
@@ -97,7 +114,7 @@ def pairs(raw: Path, scene: str, options: Options) -> dict[str, list[tuple[str, 
 def frames(raw: Path, scene: str, options: Options) -> list[Frame]:
     """The frames that `views` decodes, as they are listed on disk: names, files, world_T_cam (4x4, metres)."""
     with located(raw):
-        return _usable(_capture(raw, scene, options).frames, scene, options)
+        return [frame for _, frame in _usable(_capture(raw, scene, options).frames, scene, options)]
 
 
 def alternatives(raw: Path, scene: str, options: Options) -> list[tuple[str, Options]]:
@@ -166,9 +183,9 @@ def _capture(raw: Path, scene: str, options: Options) -> Capture:
     if layout == "seven_scenes":
         return layouts.seven_scenes(folder, raw=raw, missing_files=missing)
     if layout == "scannet":
-        return layouts.scannet(folder, missing_files=missing)
+        return layouts.scannet(folder, missing_files=missing, cameras=options.cameras)
     if layout == "scannet_sens":
-        return layouts.scannet_sens(folder)
+        return layouts.scannet_sens(folder, cameras=options.cameras)
     if layout == "demon":
         return layouts.demon(folder, missing_files=missing)
     return layouts.tum(
@@ -201,9 +218,11 @@ def _cameras(
     )
 
 
-def _usable(frames: Sequence[Frame], scene: str, options: Options) -> list[Frame]:
-    strided = frames[:: options.stride]
-    kept = [frame for frame in strided if np.isfinite(frame.world_T_cam).all()]
+def _usable(frames: Sequence[Frame], scene: str, options: Options) -> list[tuple[int, Frame]]:
+    """The frames that are read, each with its number among all of the capture."""
+    numbers = range(0, len(frames), options.stride)
+    strided = [frames[number] for number in numbers]
+    kept = [(n, frame) for n, frame in zip(numbers, strided, strict=True) if np.isfinite(frame.world_T_cam).all()]
     if len(kept) < len(strided) and options.lost_poses == "error":
         first = next(frame.name for frame in strided if not np.isfinite(frame.world_T_cam).all())
         raise DataError(
@@ -225,9 +244,17 @@ def _view(
     options: Options,
 ) -> View:
     image, depth = frame.colour(), _metres(frame.depth(), units_per_metre)
+    if options.cameras == "scene_txt":
+        depth_K = _stretched(colour_K, image.shape[:2], depth.shape)
     shared = np.array_equal(colour_K, depth_K) and depth.shape == image.shape[:2]
     world_T_cam = frame.world_T_cam if options.poses == "documented" else invert(frame.world_T_cam)
     return View(frame.name, image, colour_K, world_T_cam, depth, None if shared else depth_K)
+
+
+def _stretched(K: Float64[np.ndarray, "3 3"], size: tuple[int, ...], to: tuple[int, ...]) -> Float64[np.ndarray, "3 3"]:
+    """K of an image of `size` (height, width) stretched to the size `to`."""
+    sy, sx = to[0] / size[0], to[1] / size[1]
+    return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]]) @ K
 
 
 def _metres(stored: Shaped[np.ndarray, "h w"], units_per_metre: float) -> Float32[np.ndarray, "h w"]:

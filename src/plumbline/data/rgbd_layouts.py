@@ -32,6 +32,7 @@ from plumbline.files import read_npy, read_png16
 
 Layout = Literal["seven_scenes", "scannet", "scannet_sens", "tum", "demon"]
 MissingFiles = Literal["error", "drop"]
+Cameras = Literal["exported", "scene_txt"]
 Direction = Literal["camera-to-world", "world-to-camera"]
 
 # 7-Scenes names 585 / 320 / 240 for its depth. Its colour camera is another: on redkitchen the median epipolar error is
@@ -96,11 +97,12 @@ def seven_scenes(folder: Path, *, raw: Path, missing_files: MissingFiles) -> Cap
     return Capture(frames, pinhole(_SEVEN_SCENES_COLOUR) if known else depth_K, depth_K, 1000.0)
 
 
-def scannet(folder: Path, *, missing_files: MissingFiles) -> Capture:
+def scannet(folder: Path, *, missing_files: MissingFiles, cameras: Cameras) -> Capture:
     """ScanNet as exported: {color,depth,pose}/N.{jpg,png,txt}, or sensor_data/frame-NNNNNN.*.
 
     intrinsic/intrinsic_{color,depth}.txt are the cameras. Colour and depth are aligned already, so extrinsic_*.txt are not
-    applied; each grid has its own K.
+    applied; each grid has its own K. With `cameras` scene_txt the colour camera is that of <folder name>.txt and the depth
+    camera is left unstated: so DELTAS' published loader reads ScanNet (Sinha et al., ECCV 2020).
     """
     if (folder / "sensor_data").is_dir():
         frames = _frame_triples(folder / "sensor_data", folder.name, missing_files)
@@ -112,13 +114,30 @@ def scannet(folder: Path, *, missing_files: MissingFiles) -> Capture:
         }
         files = {kind: numbered(folder / sub, pattern) for kind, (sub, pattern) in kinds.items()}
         frames = _png_frames(files, folder.name, missing_files)
+    if cameras == "scene_txt":
+        return Capture(frames, _scene_txt_camera(folder), None, 1000.0)
     intrinsic = folder / "intrinsic"
     colour_K, depth_K = (read_intrinsics(intrinsic / f"intrinsic_{kind}.txt") for kind in ("color", "depth"))
     return Capture(frames, colour_K, depth_K, 1000.0)
 
 
-def scannet_sens(folder: Path) -> Capture:
-    """A folder with one ScanNet .sens file."""
+def _scene_txt_camera(folder: Path) -> Float64[np.ndarray, "3 3"]:
+    """The colour camera that ScanNet's SCENE.txt states in lines `key = value`, in pixels of the colour image."""
+    path = folder / f"{folder.name}.txt"
+    lines = [line.partition("=") for line in read_text(path).splitlines()]
+    stated = {key.strip(): value.strip() for key, _, value in lines}
+    wanted = ("fx_color", "fy_color", "mx_color", "my_color")
+    absent = [key for key in wanted if key not in stated]
+    if absent:
+        raise DataError(
+            f"{path}: no {absent[0]}; expected lines {', '.join(f'{key} = ...' for key in wanted)}. Fetch it again, or set "
+            "options.cameras: exported."
+        )
+    return pinhole(to_numbers([stated[key] for key in wanted], path).tolist())
+
+
+def scannet_sens(folder: Path, *, cameras: Cameras) -> Capture:
+    """A folder with one ScanNet .sens file; `cameras` as in `scannet`."""
     files = sorted(folder.glob("*.sens"))
     if len(files) != 1:
         raise DataError(
@@ -135,6 +154,8 @@ def scannet_sens(folder: Path) -> Capture:
         )
         for i, frame in enumerate(index.frames)
     ]
+    if cameras == "scene_txt":
+        return Capture(frames, _scene_txt_camera(folder), None, index.depth_shift)
     return Capture(frames, index.colour_K, index.depth_K, index.depth_shift)
 
 

@@ -1,6 +1,7 @@
 """Samples: which views are given together, and their arrays, gathered from canonical scenes."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float16
 
-from plumbline.config import ByBaseline, ByGap, ByPairs, DatasetConfig, SuiteConfig
+from plumbline.config import ByBaseline, ByGap, ByPairs, BySequence, DatasetConfig, SuiteConfig
 from plumbline.data.canonical import list_scenes, read_scene
 from plumbline.data.geometry import rotation_angle
 from plumbline.errors import ConfigError, DataError
@@ -21,8 +22,9 @@ _VAL_SHARE = 0.1
 def split_scenes(config: DatasetConfig, names: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
     """Scene names of the train, val and test split; every split keeps the order of `names`.
 
-    `mvsnet` takes the published DTU lists (by scan, whatever the light), `seeded` draws a tenth of the scenes for val
-    and leaves test empty. A listed name that does not exist is an error, a scene that no list names is left out.
+    `mvsnet` takes the published DTU lists (by scan, whatever the light), `scannet` those of ScanNet v2 (by space: all scans
+    of a room are in one list), `seeded` draws a tenth of the scenes for val and leaves test empty. A listed name that does
+    not exist is an error, a scene that no list names is left out.
     """
     if config.split == "seeded":
         shuffled = list(np.random.default_rng(seed).permutation(len(names)))
@@ -30,8 +32,9 @@ def split_scenes(config: DatasetConfig, names: Sequence[str], *, seed: int = 0) 
         chosen = [name for i, name in enumerate(names) if i in held_out]
         return {"train": [name for name in names if name not in chosen], "val": chosen, "test": []}
     if config.split == "mvsnet":
-        lists = yaml.safe_load((resources.files("plumbline.data") / "splits/dtu_mvsnet.yaml").read_text())
-        return {part: [n for n in names if _scan_number(n) in lists[part]] for part in ("train", "val", "test")}
+        return _published("dtu_mvsnet.yaml", names, _scan_number)
+    if config.split == "scannet":
+        return _published("scannet_v2.yaml", names, _space_number)
     listed = {part: config.split.get(part, []) for part in ("train", "val", "test")}
     absent = sorted({name for part in listed.values() for name in part} - set(names))
     if absent:
@@ -39,6 +42,18 @@ def split_scenes(config: DatasetConfig, names: Sequence[str], *, seed: int = 0) 
             f"params.yaml: split names scenes that do not exist: {', '.join(absent)}. There is: {', '.join(names)}."
         )
     return {part: [name for name in names if name in wanted] for part, wanted in listed.items()}
+
+
+def _published(file: str, names: Sequence[str], number: Callable[[str], int]) -> dict[str, list[str]]:
+    lists = yaml.safe_load((resources.files("plumbline.data") / "splits" / file).read_text(encoding="utf-8"))
+    return {part: [name for name in names if number(name) in lists[part]] for part in ("train", "val", "test")}
+
+
+def _space_number(name: str) -> int:
+    match = re.fullmatch(r"(?:.*/)?scene(\d{4})_\d\d", name)
+    if match is None:
+        raise DataError(f"{name}: the scannet split expects scenes named scene<space, 4 digits>_<scan, 2 digits>.")
+    return int(match[1])
 
 
 def _scan_number(name: str) -> int:
@@ -100,6 +115,8 @@ def _scene_samples(suite: SuiteConfig, name: str, scene: Scene) -> list[Sample]:
         rows = _by_pairs(rule, name, scene)
     elif isinstance(rule, ByGap):
         rows = _by_gap(rule, len(scene.view_names))
+    elif isinstance(rule, BySequence):
+        rows = _by_sequence(rule, scene)
     else:
         rows = _by_baseline(rule, name, scene)
     return [Sample(name, row) for row in rows]
@@ -114,6 +131,31 @@ def _by_pairs(rule: ByPairs, name: str, scene: Scene) -> list[tuple[int, ...]]:
 
 def _by_gap(rule: ByGap, views: int) -> list[tuple[int, ...]]:
     return [(i, i - rule.gap, i + rule.gap) for i in range(rule.gap, views - rule.gap)]
+
+
+def _by_sequence(rule: BySequence, scene: Scene) -> list[tuple[int, ...]]:
+    """Each frame with the `length` - 1 others of its window, ascending; samples with a frame that was not read are left out.
+
+    DELTAS' selection (Sinha et al., ECCV 2020): a window of `length` frames, `gap` apart, has length // 2 of them before the
+    reference, and is moved by whole gaps where it would leave the capture, so that every frame is a reference once. Captures
+    of fewer than length * gap frames give none.
+    """
+    numbers = scene.frames or range(len(scene.view_names))
+    count = scene.frame_count or len(numbers)
+    if count < rule.length * rule.gap:
+        return []
+    view_of = {number: view for view, number in enumerate(numbers)}
+    windows = {number: _window(number, count, length=rule.length, gap=rule.gap) for number in numbers}
+    complete = {number: window for number, window in windows.items() if view_of.keys() >= set(window)}
+    return [(view_of[i], *(view_of[k] for k in window if k != i)) for i, window in complete.items()]
+
+
+def _window(number: int, count: int, *, length: int, gap: int) -> range:
+    first = number - (length // 2) * gap
+    lowest = number % gap
+    highest = number + (count - 1 - number) // gap * gap - (length - 1) * gap
+    start = min(max(first, lowest), highest)
+    return range(start, start + length * gap, gap)
 
 
 def _by_baseline(rule: ByBaseline, name: str, scene: Scene) -> list[tuple[int, ...]]:
