@@ -31,7 +31,7 @@ def record(
     """Log what a stage did (see `tracking.log_stage`), tagged with its item and seed. Called last: mlflow loads only now."""
     from plumbline.tracking import log_stage
 
-    kind = "dataset" if stage in {"download", "parse", "check_data"} else "system"
+    kind = "dataset" if stage in {"download", "parse", "check_data", "pseudo_labels"} else "system"
     own = {"seed": str(params["seed"])} | ({} if item is None else {kind: item})
     config = section(params, "tracking", TrackingConfig)
     log_stage(stage, item=item, config=config, tags=own | dict(tags or {}), **logged)

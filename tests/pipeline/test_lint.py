@@ -160,10 +160,12 @@ def test_params_that_a_stage_reads_are_declared(stage: str) -> None:
 def test_every_parameter_is_known_to_its_config() -> None:
     from plumbline import systems
     from plumbline.data.checks import CheckConfig
+    from plumbline.data.pseudo_labels import PseudoLabelConfig
     from plumbline.training import TrainConfig
 
     params = load_params(ROOT / "params.yaml")
     known = {"lr", "seed", "graph", "datasets", "checks", "suites", "systems", "train", "prediction", "evaluation"}
+    known |= {"pseudo_labels"}
     assert set(params) == known | {"report", "tracking", "sources"}
     for source in params["sources"].values():
         TypeAdapter(Source).validate_python(source)
@@ -172,6 +174,7 @@ def test_every_parameter_is_known_to_its_config() -> None:
     sections(params, "train", TrainConfig)
     for key, model in (
         ("checks", CheckConfig),
+        ("pseudo_labels", PseudoLabelConfig),
         ("prediction", PredictionConfig),
         ("evaluation", EvaluationConfig),
         ("report", ReportConfig),
