@@ -11,7 +11,10 @@ from plumbline.systems import build, names
 from plumbline.systems.records import LABELS, Batch, Prediction
 
 # Only what keeps a test small: every other parameter has its default.
-SMALL: dict[str, dict[str, Any]] = {"deltaz": {"preset": "tiny", "base_channels": 8, "depth": 2, "patch": 2}}
+SMALL: dict[str, dict[str, Any]] = {
+    "deltaz": {"preset": "tiny", "base_channels": 8, "depth": 2, "patch": 2},
+    "deltas": {"preset": "tiny", "keypoints": 32, "samples": 12},
+}
 ORACLES = {"perturbed", "median_plane"}
 MAPS = ("depth", "mask", "initial_depth", "initial_confidence")
 

@@ -72,7 +72,7 @@ class SparseToDense(nn.Module):
             eighth=_depth(self.conv_scale8, at_eighth),
         )
 
-    def encode(self, sparse: Float[Tensor, "b 1 h w"]) -> tuple[Float[Tensor, "b ? ? ?"], ...]:
+    def encode(self, sparse: Float[Tensor, "b 1 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
         """Five maps of the sparse depth, 1/2 to 1/32 of its size."""
         maps = [F.relu(self.bn1(self.conv1(sparse)), inplace=True)]
         x = F.max_pool2d(maps[0], 3, stride=2, padding=1)
@@ -87,7 +87,7 @@ class SparseToDense(nn.Module):
             nn.init.constant_(head.bias, depth)
 
     def _run(self, module: nn.Module, *inputs: Tensor) -> Tensor:
-        return run(module, *inputs, recompute=self.recompute)
+        return run(module, *inputs, owner=module, recompute=self.recompute)
 
 
 class UpProjection(nn.Module):
@@ -105,7 +105,7 @@ class UpProjection(nn.Module):
         self.sc_conv1 = nn.Conv2d(in_channels, channels, 5, padding=2, bias=False)
         self.sc_bn1 = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Float[Tensor, "b c h w"], *side: Float[Tensor, "b ? h2 w2"]) -> Float[Tensor, "b c2 h2 w2"]:
+    def forward(self, x: Float[Tensor, "b c h w"], *side: Float[Tensor, "b _ h2 w2"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Features of twice the size, or of the size of the `side` maps when there are any."""
         size = (2 * x.shape[-2], 2 * x.shape[-1]) if not side else (side[0].shape[-2], side[0].shape[-1])
         y, shortcut = self._enlarged(x, size)

@@ -62,16 +62,16 @@ class Front(nn.Module):
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> FrontFeatures:
         """Features and unit descriptors of images in [0, 1]."""
         half, quarter, eighth, sixteenth, deepest = self.encode(images)
-        descriptors = run(self.describe, half, quarter, eighth, deepest, recompute=self.recompute)
+        descriptors = run(self.describe, half, quarter, eighth, deepest, owner=self, recompute=self.recompute)
         return FrontFeatures(half, quarter, eighth, sixteenth, deepest, descriptors)
 
-    def encode(self, images: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n ? ? ?"], ...]:
+    def encode(self, images: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
         """Five maps, 1/2 to 1/32 of the size, of images in [0, 1], which are brought to [-1, 1] and normalised on top."""
         half = F.relu(self.bn1(self.conv1(images * self.scale - self.shift)), inplace=True)
         maps = [half]
         x = F.max_pool2d(half, 3, stride=2, padding=1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = run(layer, x, recompute=self.recompute)
+            x = run(layer, x, owner=layer, recompute=self.recompute)
             maps.append(x)
         return tuple(maps)
 

@@ -19,10 +19,9 @@ def keypoint_probability(logits: Float[Tensor, "b 65 h8 w8"]) -> Float[Tensor, "
 
 
 def maximum_filter(x: Float[Tensor, "b h w"], radius: int) -> Float[Tensor, "b h w"]:
-    """The largest value within `radius` rows and columns of each pixel: a maximum over rows, then one over columns."""
-    size = 2 * radius + 1
-    rows = F.max_pool2d(x, (size, 1), stride=1, padding=(radius, 0))
-    return F.max_pool2d(rows, (1, size), stride=1, padding=(0, radius))
+    """The largest value within `radius` rows and columns of each pixel: over rows, then over columns."""
+    padded = F.pad(x, (radius, radius, radius, radius), value=-torch.inf)
+    return _running_maximum(_running_maximum(padded, 2 * radius + 1, dim=-2), 2 * radius + 1, dim=-1)
 
 
 def maximum_filter_reference(x: Float[Tensor, "b h w"], radius: int) -> Float[Tensor, "b h w"]:
@@ -70,6 +69,17 @@ def select_keypoints(
     scores = torch.cat([scores, scores.new_zeros(len(points), missing)], dim=1)
     is_found = torch.arange(count, device=points.device) < found[:, None]
     return torch.where(is_found[..., None], points, fill), scores.where(is_found, 0.0)
+
+
+def _running_maximum(x: Tensor, size: int, *, dim: int) -> Tensor:
+    """The largest of each `size` neighbours along `dim`: a window of twice the size is two windows."""
+    reach = 1
+    while reach < size:
+        step = min(reach, size - reach)
+        count = x.shape[dim] - step
+        x = torch.maximum(x.narrow(dim, 0, count), x.narrow(dim, step, count))
+        reach += step
+    return x
 
 
 def _first(

@@ -4,9 +4,8 @@ Names and layout are torchvision's ResNet-50 ("v1.5": the stride is on the 3x3 c
 He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,15 +52,16 @@ def stages(in_channels: int, widths: tuple[int, ...], blocks: tuple[int, ...], e
     ]
 
 
-def run(module: nn.Module, *inputs: Tensor, recompute: bool) -> Any:
-    """`module(*inputs)`; with `recompute` its activations are not kept but computed again by the backward pass.
+def run(function: Callable[..., Tensor], *inputs: Tensor, owner: nn.Module, recompute: bool) -> Tensor:
+    """`function(*inputs)`; with `recompute` its activations are not kept but computed again by the backward pass.
 
-    Batch norms count a batch once, as without: their running statistics are left alone the second time.
+    The batch norms of `owner` count a batch once, as without: their running statistics are left alone the second time.
     """
     if not (recompute and torch.is_grad_enabled()):
-        return module(*inputs)
-    again = lambda: (nullcontext(), _running_statistics_kept(module))  # noqa: E731
-    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=again)
+        return function(*inputs)
+    again = lambda: (nullcontext(), _running_statistics_kept(owner))  # noqa: E731
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=again)
+    return result
 
 
 @contextmanager
