@@ -21,6 +21,7 @@ def main(method: str) -> None:
         common=Path("predictions") / config.common,
         bootstrap=config.bootstrap,
         seed=config.seed,
+        batch_size=config.batch_size if config.average == "batch_means" else None,
     )
     record("evaluate", method, params, metrics=tracked_metrics(summary))
 

@@ -10,6 +10,7 @@ from plumbline.errors import DataError
 from plumbline.evaluation import (
     Scored,
     assemble_metrics,
+    batch_means,
     evaluate,
     headline,
     interval,
@@ -20,7 +21,7 @@ from plumbline.evaluation import (
     read_summary,
     scene_means,
 )
-from plumbline.metrics import METRICS, Row
+from plumbline.metrics import ERRORS, METRICS, Row
 
 SCENES = ("flat/a", "flat/b", "flat/c")
 
@@ -42,7 +43,7 @@ def left_half(truth, row):
     return depth
 
 
-def score(place, answer, *, method="twice", common=None, **caps):
+def score(place, answer, *, method="twice", common=None, batch_size=None, **caps):
     suite = a_suite("rooms", **caps)
     write_prediction(place / "predictions", method, "rooms_gap1", suite, SCENES, answer)
     return evaluate(
@@ -53,6 +54,7 @@ def score(place, answer, *, method="twice", common=None, **caps):
         out=place / "scores" / method,
         common=None if common is None else place / "predictions" / common,
         bootstrap=100,
+        batch_size=batch_size,
     )["suites"]["rooms_gap1"]
 
 
@@ -132,6 +134,38 @@ def test_scenes_weigh_the_same_whatever_their_length():
     rows = [scored(0, "long", 0.1), scored(1, "long", 0.2), scored(2, "long", 0.3), scored(3, "short", 0.6)]
     by_scene = scene_means(rows)["all", "none"]
     assert by_scene == {"long": {"abs_rel": pytest.approx(0.2)}, "short": {"abs_rel": 0.6}}
+
+
+def test_means_of_batches_are_those_of_the_published_script():
+    def scored(sample, value, *, valid=1, compared=1):
+        values = ({"coverage": float(compared)} if valid else {}) | (dict.fromkeys(ERRORS, value) if compared else {})
+        return Scored(sample, "s", "", "all", "none", Row(values, valid, compared))
+
+    def means_of(rows):
+        batches = batch_means(rows, batch_size=2)["all", "none"].values()
+        return [(batch.get("abs_rel"), batch.get("coverage")) for batch in batches]
+
+    rows = [scored(0, 0.1), scored(1, 0.3), scored(2, 0.5), scored(3, 0, valid=0, compared=0), scored(4, 0.9)]
+    # Without truth a sample adds nothing and counts; the last batch, of one sample, weighs as much as the others.
+    assert means_of(rows) == [(pytest.approx(0.2), 1), (pytest.approx(0.25), 1), (0.9, 1)]
+    empty = [scored(0, 0, valid=0, compared=0), scored(1, 0, valid=0, compared=0)]
+    assert means_of(empty) == [(0, None)]
+    # The script knows no abstaining; here such a sample does not flatter the errors.
+    silent = [scored(0, 0.4), scored(1, 0, compared=0), scored(2, 0, compared=0)]
+    assert means_of(silent) == [(0.4, 0.5), (None, 0)]
+
+
+def test_a_summary_of_batches_has_their_mean_and_no_interval(place):
+    def worse_later(truth, row):
+        return np.where(truth > 0, (1 + 0.01 * row) * truth, 1)
+
+    by_scene = score(place, worse_later)["regions"]["all"]["none"]["abs_rel"]
+    by_batch = score(place, worse_later, method="batches", batch_size=4)["regions"]["all"]["none"]["abs_rel"]
+    errors = [row.row.values["abs_rel"] for row in read_rows(place / "scores/twice/rooms_gap1.csv")[::3]]
+    assert len(errors) == 9
+    expected = np.mean([np.mean(errors[:4]), np.mean(errors[4:8]), errors[8]])
+    assert by_batch == {"mean": pytest.approx(expected), "low": None, "high": None}
+    assert by_scene["mean"] == pytest.approx(np.mean(errors)) != by_batch["mean"]
 
 
 def test_the_interval_is_that_of_the_mean_of_scenes():

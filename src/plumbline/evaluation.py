@@ -2,8 +2,9 @@
 
 Protocol: view 0 of every sample; truth inside the suite's caps and the data set's mask; three alignments, of which `none` is the
 headline; metrics per sample, mean over the samples of a scene, then mean over scenes, so that long scenes weigh no more than
-short ones; 95 % interval by bootstrap over scenes. Region `all` is every valid pixel; region `common` keeps the pixels on
-which a reference method (the classical baseline) speaks, so that a method that abstains is compared on equal ground.
+short ones (to repeat published figures: DELTAS' means of batches); 95 % interval by bootstrap over scenes. Region `all` is
+every valid pixel; region `common` keeps the pixels on which a reference method (the classical baseline) speaks, so that a
+method that abstains is compared on equal ground.
 """
 
 import csv
@@ -23,7 +24,7 @@ from plumbline.config import SuiteConfig
 from plumbline.data.canonical import read_scene
 from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, write_json
-from plumbline.metrics import METRICS, Row, ause, check_values, measure, sparsification, valid_mask
+from plumbline.metrics import ERRORS, METRICS, Row, ause, check_values, measure, sparsification, valid_mask
 from plumbline.records import Scene
 from plumbline.stored import About, Predictions, StoredSample, read_cost, read_predictions, suite_fingerprint
 
@@ -78,13 +79,15 @@ def evaluate(
     common: Path | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Write `out` (scores/<method>) whole and return its summary.
 
     `predictions` is predictions/<method>, `scenes` data/scenes, `common` the predictions of the reference method of the common
     region. Written: `<suite>.csv` (a row for each sample, region and alignment), `<suite>_scenes.csv`, for methods with a
-    confidence `<suite>_sparsification.csv`, and `summary.json`. Raises DataError when predictions are missing, belong to
-    another definition of the suite, or give an impossible score.
+    confidence `<suite>_sparsification.csv`, and `summary.json`. With `batch_size` the summary's means are `batch_means`, which
+    have no interval. Raises DataError when predictions are missing, belong to another definition of the suite, or give an
+    impossible score.
     """
     cost = read_cost(predictions)
     totals = {"parameters": cost.parameters, "peak_memory_gb": cost.peak_memory_gb}
@@ -95,12 +98,14 @@ def evaluate(
             reference = None if common is None else _read(common / name, suite)
             rows, curves = _score_suite(stored, reference, suite, scenes / suite.dataset)
             scene_rows = scene_means(rows)
+            groups = scene_rows if batch_size is None else batch_means(rows, batch_size=batch_size)
+            resamples = bootstrap if batch_size is None else 0
             _write_csv(temporary / f"{name}.csv", _KEYS, [_sample_record(row) for row in rows])
             _write_csv(temporary / f"{name}_scenes.csv", _KEYS[1:2] + _KEYS[3:5], _scene_records(scene_rows))
             if curves:
                 _write_curves(temporary / f"{name}_sparsification.csv", curves)
             summary["suites"][name] = {
-                **_summary(stored, reference, suite, rows, scene_rows, bootstrap=bootstrap, seed=seed),
+                **_summary(stored, reference, suite, rows, groups, bootstrap=resamples, seed=seed),
                 "seconds": cost.seconds[name],
                 "diagnostics": _medians(stored.diagnostics),
             }
@@ -124,13 +129,34 @@ def scene_means(rows: Sequence[Scored]) -> dict[tuple[str, str], dict[str, dict[
     }
 
 
+def batch_means(rows: Sequence[Scored], *, batch_size: int) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Return {(region, alignment): {batch: {metric: mean}}}, to be averaged as DELTAS' test script does (ECCV 2020).
+
+    Batches are of consecutive samples. A sample without truth adds 0 to the errors and counts as one (a fault of that
+    script, kept so that its figures are met); one on which the method abstains everywhere, which that script does not know,
+    counts in coverage alone. A short last batch weighs as much as a full one.
+    """
+    batches: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(dict)
+    for scored in rows:
+        batch = f"batch {scored.sample // batch_size}"
+        batches[scored.region, scored.alignment].setdefault(batch, []).append(scored.row)
+    return {key: {name: _batch_mean(of) for name, of in by_batch.items()} for key, by_batch in batches.items()}
+
+
+def _batch_mean(rows: Sequence[Row]) -> dict[str, float]:
+    counted = [row for row in rows if row.compared or not row.valid]
+    values = {name: [row.values[name] for row in rows if name in row.values] for name in COLUMNS}
+    sizes = {name: len(counted) if name in ERRORS else len(found) for name, found in values.items()}
+    return {name: float(sum(found)) / sizes[name] for name, found in values.items() if sizes[name]}
+
+
 def interval(values: Float64[np.ndarray, " s"], *, bootstrap: int = 1000, seed: int = 0) -> Interval:
     """Return the mean over scenes and the 2.5 % and 97.5 % quantiles of `bootstrap` means of scenes drawn with replacement.
 
-    The same `seed` draws the same scenes for every metric and method.
+    The same `seed` draws the same scenes for every metric and method. No interval when `bootstrap` is 0.
     """
     mean = float(values.mean())
-    if len(values) < 2:
+    if len(values) < 2 or not bootstrap:
         return Interval(mean, None, None)
     drawn = np.random.default_rng(seed).integers(0, len(values), (bootstrap, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
@@ -325,14 +351,14 @@ def _summary(
     reference: Predictions | None,
     suite: SuiteConfig,
     rows: Sequence[Scored],
-    scene_rows: Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]],
+    groups: Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]],
     *,
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
     regions: dict[str, dict[str, Any]] = {}
-    for (region, alignment), by_scene in scene_rows.items():
-        values = _intervals(by_scene, bootstrap=bootstrap, seed=seed)
+    for (region, alignment), by_group in groups.items():
+        values = _intervals(by_group, bootstrap=bootstrap, seed=seed)
         check_values(
             {name: values[name].mean for name in values},
             f"{stored.about.method} {stored.about.suite} {region} {alignment}",
@@ -359,8 +385,8 @@ def _medians(diagnostics: Mapping[str, Float64[np.ndarray, " n"]]) -> dict[str, 
     return {name: float(np.median(values)) for name, values in known.items() if len(values)}
 
 
-def _intervals(by_scene: Mapping[str, Mapping[str, float]], *, bootstrap: int, seed: int) -> dict[str, Interval]:
-    chosen = {name: [values[name] for values in by_scene.values() if name in values] for name in COLUMNS}
+def _intervals(by_group: Mapping[str, Mapping[str, float]], *, bootstrap: int, seed: int) -> dict[str, Interval]:
+    chosen = {name: [values[name] for values in by_group.values() if name in values] for name in COLUMNS}
     return {
         name: interval(np.array(values), bootstrap=bootstrap, seed=seed) for name, values in chosen.items() if values
     }

@@ -60,6 +60,7 @@ class Page:
     training: tuple[Training, ...]
     datasets: tuple[DatasetVerdict, ...]
     provenance: Provenance
+    average: str
 
     @property
     def is_generated(self) -> bool:
@@ -129,7 +130,14 @@ def collect_page(
         training=tuple(_training(root, method) for method in methods if _is_trained(root, method)),
         datasets=tuple(read_datasets(root, datasets)),
         provenance=collect(root),
+        average=_average(evaluation),
     )
+
+
+def _average(evaluation: EvaluationConfig) -> str:
+    if evaluation.average == "scenes":
+        return "Mean over the samples of a scene, then over scenes"
+    return f"Mean over batches of {evaluation.batch_size} samples, then over batches"
 
 
 def render(page: Page, name: str) -> str:
