@@ -14,7 +14,17 @@ import torch
 from plumbline import checkpoint
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import read_json
-from plumbline.training import NonFiniteError, Plan, Schedule, TrainConfig, cpu_threads, fit, step_size, uses_bf16
+from plumbline.training import (
+    NonFiniteError,
+    Plan,
+    Schedule,
+    TrainConfig,
+    cpu_threads,
+    fit,
+    initialise,
+    step_size,
+    uses_bf16,
+)
 from tiny_training import NoisySystem, TinyFeed, TinySystem
 
 FAST = TrainConfig(steps=7, batch_size=4, val_every=3, checkpoint_every=2, log_every=2, device="cpu")
@@ -139,6 +149,34 @@ def test_a_finished_run_whose_folder_was_not_written_is_only_published(straight,
         run(tmp_path)
     run(tmp_path, HaltingFeed(TinyFeed(), 0))
     assert same_run(straight[0], tmp_path)
+
+
+class PretrainedSystem(NoisySystem):
+    def load_pretrained(self, path):
+        self.load_state_dict(checkpoint.load(path)["model"])
+
+
+def test_training_starts_from_given_weights(tmp_path):
+    given = {name: value + 3 for name, value in PretrainedSystem().state_dict().items()}
+    checkpoint.save(tmp_path / "given.pt", {"model": given})
+    config = FAST.model_copy(update={"init_from": tmp_path / "given.pt", "steps": 1})
+    system, _ = run(tmp_path, system=PretrainedSystem, config=config)
+    # Adam's first step moves a weight by no more than the step size.
+    moved = [float((end - given[name]).abs().max()) for name, end in system.state_dict().items()]
+    assert 0 < max(moved) <= 1.01e-2
+
+
+def test_other_weights_to_start_from_are_another_run(tmp_path):
+    config = FAST.model_copy(update={"init_from": tmp_path / "given.pt"})
+    with pytest.raises(DataError, match=r"given\.pt: no such file"):
+        initialise(PretrainedSystem(), config)
+    prints = []
+    for shift in (0, 1):
+        given = {name: torch.zeros_like(value) + shift for name, value in PretrainedSystem().state_dict().items()}
+        checkpoint.save(tmp_path / "given.pt", {"model": given})
+        prints.append(initialise(PretrainedSystem(), config))
+    assert prints[0] != prints[1]
+    assert initialise(PretrainedSystem(), FAST) == {}
 
 
 @pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 4}, {"params": {"width": 5}}, {"identity": {"data": "x"}}])

@@ -27,7 +27,7 @@ from plumbline.curve import Curve
 from plumbline.distributed import Group, join
 from plumbline.errors import ConfigError, DataError, PlumblineError
 from plumbline.feed import Feed
-from plumbline.files import atomic_folder, write_json
+from plumbline.files import atomic_folder, sha256_file, write_json
 from plumbline.process import StopRequest, stop_on_signal
 from plumbline.progress import Show, memory_gb, progress
 from plumbline.systems.records import Batch, Prediction
@@ -79,6 +79,10 @@ class TrainConfig(BaseModel):
     loaders: int | None = Field(default=None, ge=0, description="threads that load ahead; null: 4 on a GPU, else none")
     train_suites: tuple[str, ...] = Field(default=("dtu_train",), min_length=1, description="suites to learn from")
     val_suite: str = "dtu_val"
+    init_from: Path | None = Field(
+        default=None,
+        description="weights to start from, to fine-tune: a model.pt or the authors' file; null: fresh ones",
+    )
 
 
 class NonFiniteError(PlumblineError):
@@ -149,7 +153,8 @@ def fit(
     is of another run; NonFiniteError when a loss or gradient is not finite.
     """
     check_config(config, lr=lr)
-    run = run_fingerprint(system, feed, val_feed, config, name=name, lr=lr, seed=seed, params=params, also=identity)
+    also = {**(identity or {}), **initialise(system, config)}
+    run = run_fingerprint(system, feed, val_feed, config, name=name, lr=lr, seed=seed, params=params, also=also)
     scratch = scratch or checkpoint.scratch_folder("train", name, run)
     with (
         cpu_threads(config.threads),
@@ -188,6 +193,17 @@ def check_config(config: TrainConfig, *, lr: float) -> None:
             f"train: schedule.eta_min {config.schedule.eta_min:g} is above the step size lr * lr_scale = {peak:g}; "
             "expected it below. Lower eta_min or raise lr."
         )
+
+
+def initialise(system: nn.Module, config: TrainConfig) -> dict[str, str]:
+    """Load the weights of `config.init_from` into `system`, strictly; returns their hash, which tells such runs apart.
+
+    Moments and step sizes begin anew. DataError when the file is absent or does not fit.
+    """
+    if config.init_from is None:
+        return {}
+    system.load_pretrained(config.init_from)  # type: ignore[operator]
+    return {"init_from": sha256_file(config.init_from)}
 
 
 def run_fingerprint(
