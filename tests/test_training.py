@@ -19,6 +19,7 @@ from plumbline.training import (
     Plan,
     Schedule,
     TrainConfig,
+    cpu_has_bf16,
     cpu_threads,
     fit,
     initialise,
@@ -224,7 +225,8 @@ def test_accumulation_equals_the_big_batch(tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def test_bf16_is_for_the_network_alone(tmp_path):
+def test_bf16_is_for_the_network_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("plumbline.training.cpu_has_bf16", lambda: True)
     seen = []
 
     class Watching(TinySystem):
@@ -244,6 +246,18 @@ def test_bf16_is_for_the_network_alone(tmp_path):
     for name, value in exact.state_dict().items():
         assert rounded[name].dtype == torch.float32
         torch.testing.assert_close(rounded[name], value, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("features", "has"), [({"avx512_bf16": True}, True), ({"amx_bf16": False, "avx2": True}, False)]
+)
+def test_bf16_is_refused_on_a_cpu_that_would_imitate_it(tmp_path, monkeypatch, features, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert cpu_has_bf16() is has
+    if not has:
+        with pytest.raises(ConfigError, match=r"precision bf16, but this CPU has no bfloat16 .* Set precision: fp32"):
+            run(tmp_path, config=FAST.model_copy(update={"precision": "bf16"}), system=TinySystem, val=None)
+        assert not (tmp_path / "out").exists()
 
 
 def test_validation_never_changes_the_network(tmp_path):

@@ -70,7 +70,7 @@ class TrainConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto: fp32 on the CPU, bf16 on a GPU"
+        default="auto", description="auto: fp32 on the CPU, bf16 on a GPU; bf16 needs a CPU that computes in it"
     )
     channels_last: bool = True
     threads: PositiveInt | None = Field(
@@ -273,13 +273,14 @@ def prepare(
     params: Mapping[str, Any],
     scratch: Path,
 ) -> Trainer:
-    """The network on its device with its optimiser; ConfigError when a batch cannot be shared out evenly."""
+    """The network on its device with its optimiser; ConfigError when that cannot be trained as configured."""
     parts = group.size * config.accumulate
     if config.batch_size % parts:
         raise ConfigError(
             f"train.{name}: batch_size {config.batch_size} is no multiple of {group.size} processes x accumulate "
             f"{config.accumulate} = {parts}. Choose a multiple, so that every sample weighs the same."
         )
+    check_precision(config.precision, group.device.type, name=name)
     checkpoint.seed_everything(seed + group.rank)
     system.to(group.device)
     if config.channels_last:
@@ -289,6 +290,21 @@ def prepare(
     optimizer = kind(trained, lr=lr * config.lr_scale, betas=config.betas, weight_decay=config.weight_decay)
     model = group.wrap(system)
     return Trainer(name, system, model, optimizer, config, lr * config.lr_scale, seed, group, run, params, scratch)
+
+
+def check_precision(precision: str, device: str, *, name: str) -> None:
+    """ConfigError when bfloat16 is asked of a CPU that would only imitate it, slower than float32."""
+    if precision == "bf16" and device == "cpu" and not cpu_has_bf16():
+        raise ConfigError(
+            f"train.{name}: precision bf16, but this CPU has no bfloat16 arithmetic (expected avx512_bf16, amx_bf16 or "
+            "Arm's bf16); it would imitate it, slower than float32. Set precision: fp32, or train elsewhere."
+        )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bfloat16 itself."""
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def to_channels_last(system: nn.Module) -> None:

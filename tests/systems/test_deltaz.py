@@ -21,7 +21,7 @@ from plumbline.systems.deltaz.inputs import (
     sparse_points,
     spread_log,
 )
-from plumbline.systems.deltaz.network import DeltaZUNet
+from plumbline.systems.deltaz.network import DeltaZUNet, _decode
 from plumbline.systems.deltaz.system import LossWeights
 from plumbline.systems.records import Batch
 
@@ -79,6 +79,36 @@ def test_any_size_is_returned_whole(size: tuple[int, int], depth: int, patch: in
     correction, confidence, _ = network(torch.rand(2, 2, *size))
     assert correction.shape == confidence.shape == (2, *size)
     assert ((confidence > 0) & (confidence < 1)).all()
+
+
+def test_a_decoder_level_is_that_of_the_stacked_channels() -> None:
+    torch.manual_seed(0)
+    level = DeltaZUNet(1, base_channels=8, depth=1).double().decoder[0]
+    x = torch.rand(1, 16, 6, 5, dtype=torch.float64, requires_grad=True)
+    skip = torch.rand(1, 8, 6, 5, dtype=torch.float64, requires_grad=True)
+    wanted = [x, skip, *level.parameters()]
+    split, stacked = _decode(level, x, skip), level(torch.cat([x, skip], dim=1))
+    torch.testing.assert_close(split, stacked)
+    gradients = [torch.autograd.grad(answer.square().sum(), wanted) for answer in (split, stacked)]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_heads_answer_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    network = DeltaZUNet(1, base_channels=8, depth=1, out_confidence=True, out_target=True)
+    torch.nn.init.normal_(network.correction_head.weight, std=0.05)
+    image = torch.rand(1, 1, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(image)
+    assert {part.dtype for part in rounded} == {torch.float32}
+    torch.testing.assert_close(rounded.correction, network(image).correction, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_features_have_the_memory_layout_of_the_weights(layout: torch.memory_format) -> None:
+    network = DeltaZUNet(3, base_channels=8, depth=1).to(memory_format=layout)
+    features = network._features(torch.rand(1, 3, 16, 16))
+    assert features.is_contiguous(memory_format=layout)
 
 
 def test_padding_changes_nothing_inside_the_image() -> None:
