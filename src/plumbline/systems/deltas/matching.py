@@ -44,7 +44,7 @@ class Segments:
         flat = (self.centre.reshape(-1, 2), self.length.reshape(-1), self.direction.reshape(-1, 2))
         return Segments(*(values.index_select(0, rows) for values in flat))
 
-    def place(self, along: Float[Tensor, "*n k"], across: Float[Tensor, "*n k"]) -> Float[Tensor, "*n k 2"]:
+    def place(self, along: Float[Tensor, "*#n k"], across: Float[Tensor, "*#n k"]) -> Float[Tensor, "*#n k 2"]:
         """Pixels at `along` in [-0.5, 0.5] of the segment's length and `across` pixels beside it."""
         cos, sin = (self.direction[..., i, None] for i in range(2))
         forth = along * self.length[..., None]
