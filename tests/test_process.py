@@ -36,6 +36,17 @@ def test_freed_memory_stays():
     assert done.stdout.split() == ["True", "True"]
 
 
+@linux
+def test_many_files_may_be_open():
+    code = (
+        "import resource\nfrom plumbline.process import allow_open_files\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\nresource.setrlimit(resource.RLIMIT_NOFILE, (40, min(hard, 300)))\n"
+        "limit = allow_open_files()\nopened = [open('/dev/null') for _ in range(100)]\nprint(limit)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENV)
+    assert done.stdout == "300\n"
+
+
 def test_signals_are_noted_and_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signal() as request:
