@@ -11,6 +11,92 @@ from plumbline.errors import PlumblineError
 if TYPE_CHECKING:
     from plumbline.config import TrackingConfig
 
+# Options of predict, in the groups that its help shows.
+_METHOD, _DATA, _SAMPLES, _OUTPUT = "Method", "Data", "Samples (one rule)", "Output"
+_Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weights: the file that the system's authors published, or a finished training (runs/train/SYSTEM).",
+        rich_help_panel=_METHOD,
+    ),
+]
+_Preset = Annotated[
+    str | None, typer.Option(help="Size of the system, where its weights do not say it.", rich_help_panel=_METHOD)
+]
+_Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the system; repeatable.", rich_help_panel=_METHOD),
+]
+_Initial = Annotated[
+    str | None, typer.Option(help="Method whose depth is refined, for deltaz.", rich_help_panel=_METHOD)
+]
+_InitialWeights = Annotated[Path | None, typer.Option(help="Weights of that method.", rich_help_panel=_METHOD)]
+_Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.", rich_help_panel=_METHOD)
+]
+_BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Samples at once. Default: 8 on a GPU, else 1.", rich_help_panel=_METHOD),
+]
+_Size = Annotated[
+    tuple[int, int] | None,
+    typer.Option(
+        metavar="H W",
+        help="Size that images and depth are brought to. Default: 240 320, for dtu 128 160.",
+        rich_help_panel=_DATA,
+    ),
+]
+_DepthRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="A B",
+        help="Depth in metres that methods look for and truth counts in. Default: 0.5 10, for dtu 0.425 0.935.",
+        rich_help_panel=_DATA,
+    ),
+]
+_Scenes = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="This scene alone; repeatable.", rich_help_panel=_DATA)
+]
+_ReaderOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Reader option; repeatable.", rich_help_panel=_DATA),
+]
+_Gap = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Sources N frames before and after; with --views a window of frames N apart. Default: 20, for dtu pairs.",
+        rich_help_panel=_SAMPLES,
+    ),
+]
+_Baseline = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="A B", help="Sources whose cameras are A to B metres away.", rich_help_panel=_SAMPLES),
+]
+_Pairs = Annotated[
+    bool, typer.Option("--pairs", help="Sources from the pair list that dtu has.", rich_help_panel=_SAMPLES)
+]
+_Views = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="N",
+        help="Views of a sample, the reference included. Default: 3, by pairs 5.",
+        rich_help_panel=_SAMPLES,
+    ),
+]
+_MaxSamples = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="At most N samples, spread evenly over all.", rich_help_panel=_SAMPLES),
+]
+_Out = Annotated[
+    Path | None, typer.Option(help="Where files go. Default: ./depth/<folder>_<system>.", rich_help_panel=_OUTPUT)
+]
+_Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Delete depth of another making in that folder.", rich_help_panel=_OUTPUT)
+]
+
 app = typer.Typer(
     name="plumbline",
     help="A reproducible lab for multi-view depth: proves that data are read right, trains, and reports traceable numbers.",
@@ -24,12 +110,13 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; an error that a user is meant to read ends it with status 1 and no traceback."""
     from rich.console import Console
+    from rich.markup import escape
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         app()
     except PlumblineError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {error}", markup=True, highlight=False)
+        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", markup=True, highlight=False)
         raise SystemExit(1) from None
 
 
@@ -56,11 +143,81 @@ def check(
     raise SystemExit(1 if result.wrong else 0)
 
 
-def _options(pairs: list[str]) -> dict[str, object]:
+@app.command()
+def predict(
+    system: Annotated[str, typer.Option(help="deltas, deltaz, plane_sweep, constant, ...", rich_help_panel=_METHOD)],
+    data: Annotated[
+        tuple[str, Path],
+        typer.Option(
+            metavar="FORMAT PATH", help="dtu, sun3d or rgbd, and the folder of raw files.", rich_help_panel=_DATA
+        ),
+    ],
+    weights: _Weights = None,
+    preset: _Preset = None,
+    setting: _Settings = None,
+    initial: _Initial = None,
+    initial_weights: _InitialWeights = None,
+    device: _Device = "auto",
+    batch_size: _BatchSize = None,
+    size: _Size = None,
+    depth_range: _DepthRange = None,
+    scene: _Scenes = None,
+    option: _ReaderOptions = None,
+    gap: _Gap = None,
+    baseline: _Baseline = None,
+    pairs: _Pairs = False,
+    views: _Views = None,
+    max_samples: _MaxSamples = None,
+    out: _Out = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Depth for any folder of raw captures, and metrics where it has truth.
+
+    Written for each reference view, below the output folder's <scene>/:
+
+    [bold]<view>.npy[/]        depth in metres, 0 = none
+    [bold]<view>.png[/]        the same in millimetres, 16 bits; 0 beyond 65.535 m too
+    [bold]<view>_sheet.jpg[/]  image, depth, truth and error
+
+    and for all: overview.jpg, metrics.csv, about.json (what made them).
+    After Ctrl-C the same command goes on where it was. Needs no DVC.
+
+    [bold]Examples[/]
+
+    plumbline predict --system plane_sweep --data sun3d captures/mit_x
+
+    plumbline predict --system deltas --weights FILE --data rgbd room --gap 10
+    """
+    from plumbline import folder_prediction as folder
+
+    rule = folder.sample_rule(data[0], gap=gap, baseline=baseline, pairs=pairs, views=views)
+    choice = folder.Choice(rule, max_samples, None if scene is None else tuple(scene))
+    method = folder.load_method(
+        system,
+        weights=weights,
+        preset=preset,
+        settings=_options(setting or [], "--set"),
+        initial=initial,
+        initial_weights=initial_weights,
+        device=device,
+    )
+    raw = folder.open_raw(*data, size=size, options=_options(option or []))
+    chosen = folder.choose_samples(raw, choice, depth_range=depth_range)
+    where = out or Path("depth") / f"{data[1].resolve().name}_{system}"
+    typer.echo(folder.plan_text(method, chosen))
+    try:
+        result = folder.predict_folder(method, chosen, where, batch_size=batch_size, overwrite=overwrite)
+    except KeyboardInterrupt as stopped:
+        typer.echo(f"\n{stopped}", err=True)
+        raise SystemExit(130) from None
+    folder.show_result(result, method, chosen)
+
+
+def _options(pairs: list[str], name: str = "--option") -> dict[str, object]:
     from plumbline.config import parse_value
 
     if any("=" not in pair for pair in pairs):
-        raise typer.BadParameter("expected key=value", param_hint="--option")
+        raise typer.BadParameter("expected key=value", param_hint=name)
     return {key: parse_value(text) for key, _, text in (pair.partition("=") for pair in pairs)}
 
 
@@ -89,6 +246,20 @@ def results(
         update_readme(Path("README.md"), read_json(Path("reports/headline.json")), oracles=ORACLES)
     else:
         print_results(read_json(Path("reports/metrics.json")), report=Path("reports/report.html"), oracles=ORACLES)
+
+
+@app.command()
+def compare(
+    experiments: Annotated[list[str], typer.Argument(help="Names of `dvc exp show`, git revisions, or workspace.")],
+    metric: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: abs_rel.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the tables there too, as markdown.")] = None,
+) -> None:
+    """Put experiments side by side: the params that differ, and their metrics as changes from the first one."""
+    from plumbline.compare import compare_command
+
+    compare_command(experiments, Path.cwd(), metrics=metric or (), suites=suite or (), methods=method or (), out=out)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Network blocks and strict weight loading shared by the learned systems."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from plumbline import checkpoint
 from plumbline.errors import DataError
 
 NORM_GROUPS = 8
+_LISTED = 6
 
 
 class ConvBlock(nn.Module):
@@ -66,6 +67,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def differences(problems: Mapping[str, Sequence[str]]) -> str:
+    """Names of entries by what is wrong with them, in words; of a long list the first few and how many more there are."""
+    listed = {
+        kind: [*names[:_LISTED], *([f"{len(names) - _LISTED} more"] if len(names) > _LISTED else [])]
+        for kind, names in problems.items()
+    }
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in listed.items() if names)
+
+
 def _matching_state(module: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     expected = module.state_dict()
     shared = sorted(expected.keys() & state.keys())
@@ -79,9 +89,8 @@ def _matching_state(module: nn.Module, state: dict[str, Tensor], path: Path) -> 
         ],
     }
     if any(problems.values()):
-        listing = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise DataError(
-            f"{path}: does not fit {type(module).__module__}.{type(module).__name__}: {listing}. "
+            f"{path}: does not fit {type(module).__module__}.{type(module).__name__}: {differences(problems)}. "
             "Use the checkpoint's own configuration, or train again."
         )
     return state

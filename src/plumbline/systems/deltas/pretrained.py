@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from plumbline import checkpoint
 from plumbline.errors import DataError
-from plumbline.systems.blocks import load_weights
+from plumbline.systems.blocks import differences, load_weights
 
 KEYS = {"front": "state_dict", "tri": "state_dict_tri", "dense": "state_dict_depth"}
 
@@ -112,8 +112,7 @@ def _refuse_mismatch(system: nn.Module, content: Mapping[str, Mapping[str, Tenso
         ],
     }
     if any(problems.values()):
-        listing = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise DataError(
-            f"{path}: does not fit this DELTAS: {listing}. The published checkpoint needs systems.deltas.preset=full, "
-            "a converted one the configuration it was trained with."
+            f"{path}: does not fit this DELTAS: {differences(problems)}. The published checkpoint needs "
+            "systems.deltas.preset=full, a converted one the configuration it was trained with."
         )

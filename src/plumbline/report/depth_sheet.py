@@ -1,0 +1,132 @@
+"""A contact sheet of predicted depth: image, prediction, truth and error of each view, on one stated scale."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from plumbline.files import write_jpg, write_png
+from plumbline.report.pictures import coloured
+
+# Relative depth error at the upper end of the colours: one value for all pictures, so that they can be compared.
+ERROR_SHOWN = 0.2
+_TILE, _GAP, _HEAD, _FOOT, _BAR = 320, 8, 46, 36, 12
+_TEXT, _SMALL = 13, 12
+_INK, _PALE = (31, 35, 40), (101, 109, 118)
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+_NAMED = {"abs_rel": "abs_rel {:.4f}", "delta1": "delta1 {:.0%}", "coverage": "covered {:.0%}"}
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One view. Depth in metres: 0 where nothing is predicted, in `truth` also where it does not count; None: no truth."""
+
+    title: str
+    sources: tuple[str, ...]
+    image: UInt8[np.ndarray, "h w 3"]
+    prediction: Float32[np.ndarray, "h w"]
+    truth: Float32[np.ndarray, "h w"] | None
+    metrics: Mapping[str, float]
+
+
+def draw_sheet(rows: Sequence[SheetRow], path: Path, *, method: str) -> None:
+    """Write the sheet as PNG or JPEG (by the name). Depth has one scale over all rows, that of the truth where there is any."""
+    limits = depth_limits(rows)
+    columns = 4 if any(row.truth is not None for row in rows) else 2
+    height = max(1, round(rows[0].image.shape[0] * _TILE / rows[0].image.shape[1]))
+    canvas = np.full((len(rows) * (_HEAD + height) + _FOOT, columns * (_TILE + _GAP) + _GAP, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        top = i * (_HEAD + height) + _HEAD
+        for j, tile in enumerate(_tiles(row, limits)):
+            left = _GAP + j * (_TILE + _GAP)
+            canvas[top : top + height, left : left + _TILE] = _fit(tile, height, smooth=j == 0)
+    _draw_bars(canvas, columns)
+    write = write_png if path.suffix == ".png" else write_jpg
+    write(path, _labelled(canvas, rows, limits, height, method))
+
+
+def depth_limits(rows: Sequence[SheetRow]) -> tuple[float, float]:
+    """The depth scale in metres: the 2nd and 98th percentile of all truth, or of the predictions where there is none."""
+    known = [row.truth[row.truth > 0] for row in rows if row.truth is not None]
+    if not any(len(values) for values in known):
+        known = [row.prediction[row.prediction > 0] for row in rows]
+    values = np.concatenate(known)
+    if not len(values):
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(values, (2, 98)))
+    return low, max(high, 1.02 * low)
+
+
+def _tiles(row: SheetRow, limits: tuple[float, float]) -> list[UInt8[np.ndarray, "h w 3"]]:
+    predicted = row.prediction > 0
+    tiles = [row.image, coloured(row.prediction, predicted, limits, "depth")]
+    if row.truth is None:
+        return tiles
+    known = row.truth > 0
+    error = np.abs(row.prediction - row.truth) / np.where(known, row.truth, np.float32(1))
+    compared = known & predicted
+    return [*tiles, coloured(row.truth, known, limits, "depth"), coloured(error, compared, (0, ERROR_SHOWN), "error")]
+
+
+def _captions(row: SheetRow, method: str) -> list[str]:
+    if row.truth is None:
+        return ["image", f"depth: {method}"]
+    numbers = [text.format(row.metrics[name]) for name, text in _NAMED.items() if name in row.metrics]
+    return ["image", f"depth: {method}", "depth: truth", f"error: {', '.join(numbers) or 'nothing to compare'}"]
+
+
+def _fit(tile: UInt8[np.ndarray, "h w 3"], height: int, *, smooth: bool) -> UInt8[np.ndarray, "h2 w2 3"]:
+    # Maps keep their own values: an average of two depths is one that nothing has.
+    smaller = cv2.INTER_AREA if smooth else cv2.INTER_NEAREST
+    larger = cv2.INTER_CUBIC if smooth else cv2.INTER_NEAREST
+    way = smaller if tile.shape[1] > _TILE else larger
+    return np.asarray(cv2.resize(tile, (_TILE, height), interpolation=way))
+
+
+def _draw_bars(canvas: UInt8[np.ndarray, "h w 3"], columns: int) -> None:
+    ramp = np.tile(np.linspace(0, 1, _TILE, dtype=np.float32), (_BAR, 1))
+    top = canvas.shape[0] - _FOOT + 4
+    for column, kind in ((1, "depth"), (3, "error"))[: columns // 2]:
+        left = _GAP + column * (_TILE + _GAP)
+        canvas[top : top + _BAR, left : left + _TILE] = coloured(ramp, ramp >= 0, (0, 1), kind)
+
+
+def _labelled(
+    canvas: UInt8[np.ndarray, "h w 3"], rows: Sequence[SheetRow], limits: tuple[float, float], height: int, method: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    picture = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    text, small = ImageFont.load_default(_TEXT), ImageFont.load_default(_SMALL)
+    for i, row in enumerate(rows):
+        top = i * (_HEAD + height) + 8
+        draw.text((_GAP, top), row.title, fill=_INK, font=text)
+        left = 3 * _GAP + int(draw.textlength(row.title, font=text))
+        draw.text((left, top + 1), _sources(row, draw, small, canvas.shape[1] - _GAP - left), fill=_PALE, font=small)
+        for j, caption in enumerate(_captions(row, method)):
+            draw.text((_GAP + j * (_TILE + _GAP), top + 20), caption, fill=_PALE, font=small)
+    foot = canvas.shape[0] - _FOOT + 4 + _BAR + 2
+    _draw_scale(draw, 1, foot, (f"{limits[0]:.3g} m", "grey: none", f"{limits[1]:.3g} m"), small)
+    if canvas.shape[1] > 3 * (_TILE + _GAP):
+        _draw_scale(draw, 3, foot, ("0", "grey: not compared", f"{ERROR_SHOWN:.0%} of the depth and more"), small)
+    return np.asarray(picture)
+
+
+def _sources(row: SheetRow, draw: ImageDraw.ImageDraw, font: _Font, width: int) -> str:
+    """The names of a row's sources, as many as fit into `width` pixels."""
+    for shown in range(len(row.sources), -1, -1):
+        more = [] if shown == len(row.sources) else [f"{len(row.sources) - shown} more"]
+        line = "from " + ", ".join([*row.sources[:shown], *more])
+        if draw.textlength(line, font=font) <= width:
+            break
+    return line
+
+
+def _draw_scale(draw: ImageDraw.ImageDraw, column: int, top: int, texts: tuple[str, str, str], font: _Font) -> None:
+    left = _GAP + column * (_TILE + _GAP)
+    middle = left + (_TILE // 3 if column > 1 else _TILE // 2)
+    for text, (x, anchor) in zip(texts, ((left, "la"), (middle, "ma"), (left + _TILE, "ra")), strict=True):
+        draw.text((x, top), text, fill=_PALE, font=font, anchor=anchor)
