@@ -17,8 +17,13 @@ from plumbline.systems.deltas.matching import match, search_segments
 LIMIT = 1000.0
 # What keeps a view without a usable segment from having no weight at all.
 LEAST_CONFIDENCE = 1e-3
-# Steps to the smallest root: two reach rounding where the matches are good, the third where they contradict each other.
-STEPS = 3
+# A pixel (u, v) of weight q adds to A^T A, between the three rows of P, these times q^2, q^2 u, q^2 v and q^2 (u^2 + v^2).
+_FORMS = (
+    (1, 0, 0, 0, 1, 0, 0, 0, 0),
+    (0, 0, -1, 0, 0, 0, -1, 0, 0),
+    (0, 0, 0, 0, 0, -1, 0, -1, 0),
+    (0, 0, 0, 0, 0, 0, 0, 0, 1),
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def triangulate(
 
 def _defined(points: Float[Tensor, "*n 3"]) -> Bool[Tensor, "*n"]:
     """False for NaN too: it compares as neither."""
-    return (points.abs() <= LIMIT).all(dim=-1) & (points != 0).any(dim=-1)
+    furthest = points.abs().amax(dim=-1)
+    return (furthest <= LIMIT) & (furthest > 0)
 
 
 class _Pencil(NamedTuple):
@@ -124,15 +130,14 @@ class _Pencil(NamedTuple):
 
     S: Float[Tensor, "b 3 3 n"]
     adjugate: Float[Tensor, "b 3 3 n"]
-    trace: Float[Tensor, "b n"]
-    root: Float[Tensor, "b n"]
-    determinant: Float[Tensor, "b n"]
+    trace: Float[Tensor, "b 1 n"]
+    root: Float[Tensor, "b 1 n"]
+    determinant: Float[Tensor, "b 1 n"]
 
     def solve(self, z: Float[Tensor, "b 3 n"]) -> Float[Tensor, "b 3 n"]:
         """By the adjugate of S - x, which is adj S + x (S - tr S) + x^2."""
-        x = self.root[:, None]
-        linear = _times(self.S, z) - self.trace[:, None] * z
-        return (_times(self.adjugate, z) + x * (linear + x * z)) / self.determinant[:, None]
+        linear = _times(self.S, z).addcmul_(self.trace, z, value=-1)
+        return _combine(_times(self.adjugate, z), linear, z, self)
 
 
 class _Triangulate(torch.autograd.Function):
@@ -143,14 +148,13 @@ class _Triangulate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, uv: Tensor, weights: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
-        uv_, weights_, P_ = (tensor.to(torch.float64) for tensor in (uv, weights, P))
-        M = _normal_matrix(uv_, weights_, P_)
-        pencil = _pencil(M)
-        point = -pencil.solve(M[:, :3, 3])
-        defined = _defined(point.mT)
+        wide = uv.to(torch.float64), weights.to(torch.float64), P.to(torch.float64)
+        point, pencil = _least(_normal_matrix(*wide))
+        points = point.mT
+        defined = _defined(points)
         ctx.mark_non_differentiable(defined)
-        ctx.save_for_backward(uv_, weights_, P_, point, defined, *pencil)
-        return point.mT.where(defined[..., None], 0.0).to(uv.dtype), defined
+        ctx.save_for_backward(*wide, point, defined, *pencil)
+        return points.where(defined[..., None], 0.0).to(uv.dtype), defined
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -160,17 +164,18 @@ class _Triangulate(torch.autograd.Function):
         """
         uv, weights, P, point, defined, *pencil = ctx.saved_tensors
         g = _Pencil(*pencil).solve(gradient.mT.to(torch.float64))
-        g = g - point * ((point * g).sum(1, keepdim=True) / (1 + point.square().sum(1, keepdim=True)))
+        onto = (point * g).sum(1, keepdim=True) / (1 + point.square().sum(1, keepdim=True))
+        # (p, 1) and y as the views project them; (p . y_3) is what is left of `onto`.
         seen = P[..., :3] @ point[:, None] + P[..., 3:]
-        moved = P[..., 3:] * (point * g).sum(1)[:, None, None] - P[..., :3] @ g[:, None]
-        # Rows of A without their weights, times (p, 1) and times y.
-        residual, change = (uv * v[:, :, 2:].mT - v[:, :, :2].mT for v in (seen, moved))
-        square = weights.square()[..., None]
-        to_uv = square * (change * seen[:, :, 2:].mT + residual * moved[:, :, 2:].mT)
-        to_weights = 2 * weights * (residual * change).sum(-1)
+        moved = P[..., 3:] * onto[:, None] - P[..., :3] @ (g - point * onto)[:, None]
+        # Rows of A, without their weights, times (p, 1) and times y.
+        position = uv.mT
+        residual, change = (position * v[:, :, 2:] - v[:, :, :2] for v in (seen, moved))
+        to_uv = weights.square()[:, :, None] * (change * seen[:, :, 2:] + residual * moved[:, :, 2:])
+        to_weights = 2 * weights * (residual * change).sum(2)
         known = defined[:, None]
         return (
-            to_uv.where(known[..., None], 0.0).to(gradient.dtype),
+            to_uv.mT.where(known[..., None], 0.0).to(gradient.dtype),
             to_weights.where(known, 0.0).to(gradient.dtype),
             None,
         )
@@ -182,33 +187,44 @@ def _times(matrix: Float[Tensor, "b 3 3 n"], vector: Float[Tensor, "b 3 n"]) -> 
 
 def _normal_matrix(
     uv: Float[Tensor, "b v n 2"], weights: Float[Tensor, "b v n"], P: Float[Tensor, "b v 3 4"]
-) -> Float[Tensor, "b 4 4 n"]:
-    """A^T A of every point.
+) -> Float[Tensor, "b 6 6 n"]:
+    """A^T A of every point, with rows and columns in the order 3 0 1 2 0 1: minors are then products of slices.
 
     A view adds q^2 P^T [[1, 0, -u], [0, 1, -v], [-u, -v, u^2 + v^2]] P: products of rows of P, which all points share, times
     four numbers of the point.
     """
-    rows = P[:, :, :, None, :, None] * P[:, :, None, :, None, :]
-    cross = rows + rows.transpose(2, 3)
-    shared = torch.stack(
-        [(cross[:, :, 0, 0] + cross[:, :, 1, 1]) / 2, -cross[:, :, 0, 2], -cross[:, :, 1, 2], rows[:, :, 2, 2]], 1
-    )
+    columns = torch.cat([P[..., 3:], P[..., :3], P[..., :2]], dim=-1)
+    rows = columns[:, :, :, None, :, None] * columns[:, :, None, :, None, :]
+    shared = P.new_tensor(_FORMS) @ rows.view(*P.shape[:2], 9, 36)
     u, v = uv.unbind(-1)
     square = weights.square()
-    own = torch.stack([square, square * u, square * v, square * (u * u + v * v)], 1)
-    entries = shared.flatten(1, 2).flatten(2).mT @ own.flatten(1, 2)
-    return entries.view(len(P), 4, 4, -1)
+    squared_u, squared_v = square * u, square * v
+    own = torch.stack([square, squared_u, squared_v, (squared_u * u).addcmul_(squared_v, v)], dim=2)
+    return (shared.flatten(1, 2).mT @ own.flatten(1, 2)).view(len(P), 6, 6, -1)
 
 
-def _pencil(M: Float[Tensor, "b 4 4 n"]) -> _Pencil:
-    """The smallest eigenvalue of M, as the smallest root of its characteristic polynomial, and what else a solution needs."""
-    S, s, t = M[:, :3, :3], M[:, :3, 3], M[:, 3, 3]
-    adjugate = torch.linalg.cross(S.roll(-1, 1), S.roll(-2, 1), dim=2)
+def _least(M: Float[Tensor, "b 6 6 n"]) -> tuple[Float[Tensor, "b 3 n"], _Pencil]:
+    """The point p and what solves with S - x.
+
+    The smallest eigenvalue x is the smallest root of the characteristic polynomial of M.
+    """
+    S, s, t = M[:, 1:4, 1:4], M[:, 1:4, 0], M[:, 0, 0]
+    upper, lower = M[:, 2:5], M[:, 3:6]
+    adjugate = (upper[:, :, 2:5] * lower[:, :, 3:6]).addcmul_(upper[:, :, 3:6], lower[:, :, 2:5], value=-1)
     trace, minors = (matrix.diagonal(dim1=1, dim2=2).sum(-1) for matrix in (S, adjugate))
     determinant = (S[:, 0] * adjugate[:, 0]).sum(1)
-    c0, c1, c2 = ((s * vector).sum(1) for vector in (_times(adjugate, s), _times(S, s) - trace[:, None] * s, s))
-    root = _smallest_root(trace + t, minors + t * trace - c2, determinant + t * minors + c1, t * determinant - c0)
-    return _Pencil(S, adjugate, trace, root, determinant - root * (minors - root * (trace - root)))
+    constant, linear = _times(adjugate, s), _times(S, s).addcmul_(trace[:, None], s, value=-1)
+    c0, c1, c2 = ((s * vector).sum(1) for vector in (constant, linear, s))
+    e2, e3, e4 = (minors - c2).addcmul_(t, trace), (determinant + c1).addcmul_(t, minors), (t * determinant).sub_(c0)
+    root = _smallest_root(trace + t, e2, e3, e4)
+    determinant.addcmul_(root, (trace - root).mul_(root).sub_(minors))
+    pencil = _Pencil(S, adjugate, trace[:, None], root[:, None], determinant[:, None])
+    return _combine(constant, linear, s, pencil).neg_(), pencil
+
+
+def _combine(constant: Tensor, linear: Tensor, square: Tensor, pencil: _Pencil) -> Float[Tensor, "b 3 n"]:
+    """(S - x)^-1 from the coefficients of its adjugate, a polynomial in x."""
+    return torch.addcmul(constant, pencil.root, torch.addcmul(linear, pencil.root, square)).div_(pencil.determinant)
 
 
 def _smallest_root(
@@ -216,12 +232,29 @@ def _smallest_root(
 ) -> Float[Tensor, "b n"]:
     """The smallest root of x^4 - e1 x^3 + e2 x^2 - e3 x + e4, all of whose roots are real and not negative.
 
-    Laguerre's method from 0: it rises to the smallest root without passing it, with third order.
+    Two steps of Laguerre's method from 0 and one of Newton's: both rise to the smallest root without passing it. Two reach
+    rounding where the matches are good, the third is for those that contradict each other.
     """
-    x = torch.zeros_like(e4)
-    for _ in range(STEPS):
-        value = e4 + x * (x * (e2 + x * (x - e1)) - e3)
-        slope = x * (2 * e2 + x * (4 * x - 3 * e1)) - e3
-        bend = 2 * e2 + x * (12 * x - 6 * e1)
-        x = x + 4 * value / ((9 * slope * slope - 12 * value * bend).clamp(min=0).sqrt() - slope)
-    return x
+    minus_e3 = -e3
+    x = _laguerre(e4, minus_e3, e2)
+    value, slope, half_bend = _quartic(x, e1, e2, minus_e3, e4)
+    x += _laguerre(value, slope, half_bend)
+    value, slope, _ = _quartic(x, e1, e2, minus_e3, e4)
+    return x.addcdiv_(value, slope, value=-1)
+
+
+def _quartic(x: Tensor, e1: Tensor, e2: Tensor, minus_e3: Tensor, e4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, derivative and half the second derivative at `x`, by Horner's scheme."""
+    b3 = x - e1
+    b2 = torch.addcmul(e2, x, b3)
+    b1 = torch.addcmul(minus_e3, x, b2)
+    c2 = b3.add_(x)
+    c1 = b2.addcmul_(x, c2)
+    value = torch.addcmul(e4, x, b1)
+    return value, b1.addcmul_(x, c1), torch.addcmul(c1, x, c2 + x)
+
+
+def _laguerre(value: Tensor, slope: Tensor, half_bend: Tensor) -> Tensor:
+    """How far Laguerre's method goes up, from where a quartic is what is given."""
+    squared = slope.square().addcmul_(value, half_bend, value=-8 / 3)
+    return value.div(squared.clamp_(min=0).sqrt_().sub_(slope, alpha=1 / 3)).mul_(4 / 3)
