@@ -407,3 +407,23 @@ def test_worse_initial_depth_is_never_taken_from_the_truth() -> None:
     other = replace(data, depth=data.depth + 1, mask=data.mask)
     same = [made.augment(x, torch.Generator().manual_seed(3)).initial_depth for x in (data, other)]
     assert torch.equal(*same)
+
+
+def test_views_without_an_initial_depth_change_no_loss() -> None:
+    still = {
+        "flip": 0,
+        "zoom": 0,
+        "brightness": 0,
+        "contrast": 0,
+        "gamma": 0,
+        "colour": 0,
+        "image_noise": 0,
+        "degrade": 0,
+    }
+    made, data = system(augment=still), batch(v=4, p=2)
+    kept = made.augment(data, torch.Generator().manual_seed(0))
+    assert kept.image.shape[1] == kept.depth.shape[1] == 2
+    wanted, got = (made.loss(made(x), x) for x in (data, kept))
+    assert wanted.keys() == got.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6, msg=name)

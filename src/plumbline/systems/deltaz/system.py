@@ -1,5 +1,6 @@
 """DeltaZ as a system: refined depth = initial depth + Δz, with the initial depth another method's prediction."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -139,8 +140,11 @@ class System(nn.Module):
         return {**components, "total": total}
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """A geometry-true variation of a training batch, its initial depth degraded as other methods' may be."""
-        return augment(batch, self.config.augment, generator)
+        """A geometry-true variation of a training batch, its initial depth degraded as other methods' may be.
+
+        Only the views that have an initial depth are kept: nothing here looks at the others.
+        """
+        return augment(_leading(batch, _all_initial(batch).shape[1]), self.config.augment, generator)
 
     def load_pretrained(self, path: Path) -> None:
         """Load this project's checkpoint or a plain state dict, strictly; DataError names what does not fit."""
@@ -194,6 +198,13 @@ class System(nn.Module):
             refined_views=p,
             occlusion_threshold=self.config.occlusion_threshold,
         )
+
+
+def _leading(batch: Batch, views: int) -> Batch:
+    """The first `views` views of every sample."""
+    per_view = ("image", "K", "cam0_T_cam", "depth", "mask")
+    values: dict[str, Any] = {name: getattr(batch, name) for name in per_view}
+    return replace(batch, **{name: value[:, :views] for name, value in values.items() if value is not None})
 
 
 def _all_initial(batch: Batch) -> Float[Tensor, "b p h w"]:
