@@ -15,8 +15,8 @@ from plumbline.systems.deltas.config import Config
 from plumbline.systems.deltas.front import FrontFeatures, encoder_channels
 from plumbline.systems.deltas.resnet import run, stages
 
-# Merging two convolutions copies their weights, which costs more than it saves where these outweigh the maps.
-LARGEST_MERGED = 2**20
+# Entries of a kernel up to which two convolutions over one map are run as one: beyond, copying kernels costs what it saves.
+LARGEST_MERGED = 40_000
 
 
 class DenseDepth(NamedTuple):
@@ -84,7 +84,7 @@ class SparseToDense(nn.Module):
     def start_at(self, depth: float) -> None:
         """Make fresh weights answer about `depth` everywhere, so that training does not begin at 0."""
         for head in (self.conv_final, self.conv_scale8, self.conv_scale4, self.conv_scale2):
-            nn.init.constant_(head.bias, depth)
+            nn.init.constant_(head.get_parameter("bias"), depth)
 
     def _run(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         return run(module, *inputs, owner=module, recompute=self.recompute)

@@ -37,6 +37,9 @@ class FrontFeatures(NamedTuple):
 class Front(nn.Module):
     """A ResNet with a detector head and a descriptor head; heights and widths must be multiples of 8."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.recompute = config.checkpointing

@@ -65,15 +65,16 @@ def run(function: Callable[..., Tensor], *inputs: Tensor, owner: nn.Module, reco
 
 
 @contextmanager
-def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.training]
+def _running_statistics_kept(owner: nn.Module) -> Iterator[None]:
+    norms = [norm for norm in owner.modules() if isinstance(norm, nn.BatchNorm2d) and norm.training]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """DELTAS as a system: keypoints of the anchor, matched in the other views, triangulated and made dense."""
 
+import logging
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,12 +15,13 @@ from plumbline.systems.blocks import pad_to_multiple
 from plumbline.systems.deltas import losses, pretrained
 from plumbline.systems.deltas.config import Config
 from plumbline.systems.deltas.dense import DenseDepth, SparseToDense, sparse_depth_image
+from plumbline.systems.deltas.diagnostics import diagnostics
 from plumbline.systems.deltas.front import CELL, Front, FrontFeatures
 from plumbline.systems.deltas.keypoints import select_keypoints
 from plumbline.systems.deltas.triangulation import Triangulated, Triangulation
 from plumbline.systems.records import LABELS, Batch, Prediction
 
-SCALES = {"depth_full": 1, "depth_half": 2, "depth_quarter": 4, "depth_eighth": 8}
+_log = logging.getLogger("plumbline")
 
 
 class System(nn.Module):
@@ -41,6 +43,7 @@ class System(nn.Module):
         self.tri = Triangulation(config)
         self.dense = SparseToDense(config)
         self.dense.start_at(config.first_depth if config.unit == "metre" else 1.0)
+        self._said_no_labels = False
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, batch: Batch) -> Prediction:
@@ -61,13 +64,23 @@ class System(nn.Module):
         return Prediction(depth=depth.clamp(min=0), internals=answers[0])
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Every component by name, and "total", their weighted sum. DataError when the batch has no truth."""
+        """Every component by name, and "total", their weighted sum. DataError when the batch has no truth.
+
+        A batch without keypoint labels does not train the detector: `keypoint` is then 0, and one line in the log says so.
+        (Training asks for the labels that `labels` names and does not start without them.)
+        """
         if batch.depth is None or batch.mask is None:
             raise DataError("deltas: the loss needs true depth; this batch has none. Train on scenes with depth.")
-        scale = losses.Scale(self.search_range(batch), self.unit(batch))
-        components = losses.components(prediction.internals, batch, scale)
+        if batch.keypoint_probability is None and self.config.weights.keypoint > 0:
+            self._say_no_labels()
+        scale = losses.Scale(self.search_range(batch), self.unit(batch), beta=self.config.smooth_l1_beta)
+        components = losses.components(prediction.internals, batch, scale, depth_resize=self.config.depth_resize)
         weights = self.config.weights.model_dump()
         return {**components, "total": torch.stack([weights[name] * value for name, value in components.items()]).sum()}
+
+    def diagnostics(self, prediction: Prediction, batch: Batch) -> dict[str, Float[Tensor, " b"]]:
+        """Measures of the sparse stage, a value a sample; NaN where nothing can be measured. See diagnostics.py."""
+        return diagnostics(prediction.internals, batch, self.search_range(batch))
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """A geometry-true variation of a training batch."""
@@ -89,6 +102,11 @@ class System(nn.Module):
         search_range = self.search_range(batch)
         return search_range.prod(dim=1).sqrt() if self.config.unit == "range" else torch.ones_like(search_range[:, 0])
 
+    def _say_no_labels(self) -> None:
+        if not self._said_no_labels:
+            _log.warning("deltas: no keypoint labels in the batch: the detector stays as it is, its loss counts as 0")
+        self._said_no_labels = True
+
     def _anchor(self, batch: Batch, maps: FrontFeatures, index: int) -> dict[str, Tensor]:
         """All that is known of the view `index`, by the names of `forward`."""
         views = batch.image.shape[1]
@@ -96,7 +114,8 @@ class System(nn.Module):
         anchor = maps.rows(slice(index, None, views))
         logits = self.front.detect(anchor)
         keypoints, scores = self._keypoints(logits, batch)
-        found = self._triangulate(batch, maps.descriptors.unflatten(0, (-1, views)), keypoints, index)
+        descriptors = maps.descriptors.reshape(-1, views, *maps.descriptors.shape[1:])
+        found = self._triangulate(batch, descriptors, keypoints, index)
         sparse = self._sparse_depth(batch, keypoints, found)
         return {
             "keypoints": keypoints,
@@ -155,7 +174,7 @@ class System(nn.Module):
         dense: DenseDepth = self.dense(padded, anchor)
         return {
             name: unit * depth[..., : -(-height // factor), : -(-width // factor)]
-            for (name, factor), depth in zip(SCALES.items(), dense, strict=True)
+            for (name, factor), depth in zip(losses.SCALES.items(), dense, strict=True)
         }
 
 
