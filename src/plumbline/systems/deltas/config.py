@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plumbline.systems.augment import AugmentConfig
+from plumbline.systems.deltas.targets import DepthResize
 
 Width = Annotated[int, Field(ge=1, le=4096)]
 Stages = tuple[Width, Width, Width, Width]
@@ -41,7 +42,7 @@ class LossWeights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    keypoint: float = Field(default=0.1, ge=0, description="detector against the teacher's keypoint probabilities")
+    keypoint: float = Field(default=0.1, ge=0, description="detector against keypoint labels")
     match_2d: float = Field(default=1.0, ge=0, description="matches against true reprojections")
     point_3d: float = Field(default=2.0, ge=0, description="triangulated against true points")
     smoothness: float = Field(default=1.0, ge=0, description="edge-aware, of the dense depth")
@@ -99,6 +100,12 @@ class Config(BaseModel):
     checkpointing: bool = Field(default=False, description="recompute activations backwards: less memory, more time")
 
     weights: LossWeights = LossWeights()
+    smooth_l1_beta: float = Field(
+        default=1.0, gt=0, le=10, description="errors below it, in `unit`s, count quadratically: depths and points"
+    )
+    depth_resize: DepthResize = Field(
+        default="valid_mean", description="how true depth is made smaller; bilinear, the authors' way, mixes in holes"
+    )
     augment: AugmentConfig = AugmentConfig(degrade=0.0)
 
     @model_validator(mode="before")
