@@ -213,6 +213,19 @@ def predict(
     folder.show_result(result, method, chosen)
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A DELTAS training's folder or model.pt, or the published checkpoint.")
+    ],
+    target: Annotated[Path, typer.Argument(help="File to write; it must not be there yet.")],
+) -> None:
+    """DELTAS weights in the other format: a model.pt of ours as the published .pth.tar, or that as a model.pt."""
+    from plumbline.conversion import convert as write
+
+    typer.echo(write(source, target))
+
+
 def _options(pairs: list[str], name: str = "--option") -> dict[str, object]:
     from plumbline.config import parse_value
 

@@ -70,12 +70,18 @@ def read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_allowed()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataError(f"{path}: not a readable checkpoint ({error}). Get or make the file again.") from error
+        raise DataError(f"{path}: not a readable checkpoint ({_reason(error)}). Get or make the file again.") from error
     if not isinstance(content, dict):
         raise DataError(
             f"{path}: holds a {type(content).__name__}; expected a dictionary with {', '.join(KEYS.values())}."
         )
     return content
+
+
+def _reason(error: Exception) -> str:
+    """What torch says is wrong, without its advice to load the file by running what is in it."""
+    said = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
+    return said[0] if said else type(error).__name__
 
 
 def _allowed() -> list[Any]:
