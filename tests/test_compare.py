@@ -130,7 +130,36 @@ def test_shares_are_better_when_higher_and_told_in_points(repo: Path) -> None:
 def test_a_suite_that_is_another_test_is_said(repo: Path) -> None:
     found = compare.compare(compare.read_experiments(repo, ["plain", "large"]))
     assert cells(found.metrics)["gap5.net.abs_rel"] == ("–", "0.1200")
-    assert found.notes[0] == "gap1 is not the same test in all columns: they differ in datasets.rooms.size."
+    assert found.notes[0] == "gap1 may not be the same test in all columns: they differ in datasets.rooms.size."
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("suites.gap1.depth_max", True),
+        ("suites.gap1.predict_views", False),
+        ("suites.gap5.depth_max", False),
+        ("datasets.rooms.split.test", True),
+        ("datasets.rooms.split.train", False),
+        ("datasets.rooms.split", True),
+        ("datasets.rooms.source.settings.seed", True),
+        ("datasets.halls.size", False),
+        ("evaluation.average", True),
+        ("systems.net.size", False),
+    ],
+)
+def test_what_makes_another_test_is_told(key: str, told: bool) -> None:
+    common = {"suites.gap1.dataset": "rooms"}
+    metrics = {("gap1", "net", "abs_rel"): 0.1}
+    experiments = [compare.Experiment(str(value), {**common, key: value}, metrics) for value in (1, 2)]
+    expected = (f"gap1 may not be the same test in all columns: they differ in {key}.",) if told else ()
+    assert compare.compare(experiments).notes == expected
+
+
+def test_long_lists_of_params_are_cut() -> None:
+    stale = tuple(f"lr{i}" for i in range(7))
+    (note,) = compare.compare([compare.Experiment("x", {}, {("gap1", "net", "abs_rel"): 0.1}, stale)]).notes
+    assert "(lr0, lr1, lr2, lr3, lr4 and 2 more)" in note
 
 
 def test_the_range_that_methods_search_is_no_other_test(repo: Path) -> None:

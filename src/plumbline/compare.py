@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PARAMS, METRICS, LOCK = "params.yaml", "reports/metrics.json", "dvc.lock"
 WORKSPACE = "workspace"
+_SHOWN = 5
 DEFAULT_METRICS = ("abs_rel",)
 # DVC's own bookkeeping stands beside the experiments.
 _NO_EXPERIMENTS = ("exec", "stash", "celery", "apply", "branch", "init")
@@ -118,7 +119,7 @@ def compare(
         params=tuple(_params_row(key, experiments) for key in changed),
         metrics=tuple(_metrics_row(key, experiments) for key in keys),
         notes=(
-            *_other_truth(changed, list(dict.fromkeys(key[0] for key in keys)), experiments),
+            *_other_tests(changed, list(dict.fromkeys(key[0] for key in keys)), experiments),
             *_stale_notes(experiments),
         ),
     )
@@ -282,32 +283,41 @@ def _best(name: str, values: Sequence[float | None]) -> int | None:
     return values.index(max(finite) if name in HIGHER_IS_BETTER else min(finite))
 
 
-def _other_truth(changed: Sequence[str], suites: Sequence[str], experiments: Sequence[Experiment]) -> list[str]:
-    """A note for each suite that is not the same test in all experiments."""
+def _other_tests(changed: Sequence[str], suites: Sequence[str], experiments: Sequence[Experiment]) -> list[str]:
+    """A note for each suite that may not be the same test in all experiments."""
     notes = []
     for suite in suites:
-        datasets = {experiment.params.get(f"suites.{suite}.dataset") for experiment in experiments}
-        reasons = [key for key in changed if _decides(key, suite, datasets)]
+        reasons = [key for key in changed if any(_decides(key, suite, experiment.params) for experiment in experiments)]
         if reasons:
-            notes.append(f"{suite} is not the same test in all columns: they differ in {', '.join(reasons)}.")
+            notes.append(f"{suite} may not be the same test in all columns: they differ in {_some(reasons)}.")
     return notes
 
 
-def _decides(key: str, suite: str, datasets: Collection[object]) -> bool:
-    section, name, option = [*key.split("."), "", ""][:3]
+def _decides(key: str, suite: str, params: Mapping[str, Any]) -> bool:
+    """Whether the param can change the samples of a suite, their truth or how they are averaged."""
+    section, name, option, part = [*key.split("."), "", "", ""][:4]
     if section == "evaluation":
         return name in _OF_ALL
     if section == "suites":
         return name == suite and option in _OF_SUITE
-    return section == "datasets" and name in datasets and option in _OF_DATASET
+    if section != "datasets" or name != params.get(f"suites.{suite}.dataset"):
+        return False
+    # A list of training scenes is none of a test's business.
+    other_split = option == "split" and part not in ("", params.get(f"suites.{suite}.split", "test"))
+    return option in _OF_DATASET and not other_split
 
 
 def _stale_notes(experiments: Sequence[Experiment]) -> list[str]:
     return [
-        f"{e.name}: its metrics were made with other params than it has now ({', '.join(e.stale)}). Run it to its end."
+        f"{e.name}: its metrics were made with other params than it has now ({_some(e.stale)}). Run it to its end."
         for e in experiments
         if e.stale
     ]
+
+
+def _some(keys: Sequence[str]) -> str:
+    rest = len(keys) - _SHOWN
+    return ", ".join(keys[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------
