@@ -195,5 +195,7 @@ def _check(batch: Batch) -> None:
 
 def _present(tensor: Tensor | None, what: str) -> Tensor:
     if tensor is None:
-        raise DataError(f"deltas: the batch has no {what}. Use scenes with poses and a depth range.")
+        raise DataError(
+            f"deltas: needs {what} for every sample; this batch has none. Use scenes with poses and a depth range."
+        )
     return tensor
