@@ -16,7 +16,7 @@ from plumbline.runs import stale_stages
 from smoke_project import Project
 
 pytestmark = pytest.mark.pipeline
-METHODS = ["constant", "median_plane", "plane_sweep", "deltaz"]
+METHODS = ["constant", "median_plane", "plane_sweep", "deltaz", "deltas"]
 SUITES = ["dtu", "sun3d_gap1", "sun3d_gap5", "sun3d_gap10", "sun3d_gap20"]
 METRICS = [
     "abs_rel",
@@ -69,7 +69,8 @@ def test_a_clone_without_data_is_up_to_date(project: Project, tmp_path: Path) ->
 def test_another_step_size_reruns_training_and_what_follows(project: Project) -> None:
     before = metrics_of(project.folder)
     output = project.dvc("exp", "run", "-S", "lr=5e-5", "--name", "slower")
-    assert ran(output) == {"train@deltaz", "predict@deltaz", "evaluate@deltaz", "report"}
+    trained = {f"{stage}@{system}" for stage in ("train", "predict", "evaluate") for system in ("deltaz", "deltas")}
+    assert ran(output) == {*trained, "report"}
     after = metrics_of(project.folder)
     assert before["dtu"]["plane_sweep"] == after["dtu"]["plane_sweep"]
     assert before["dtu"]["deltaz"] != after["dtu"]["deltaz"]
@@ -93,7 +94,7 @@ def test_every_stage_is_recorded_under_one_parent(project: Project) -> None:
     parents = [row for row in found if row[0] == "pipeline"]
     first = parents[-1]
     children = [row for row in found if row[3] == first[4]]
-    assert len(children) == 18
+    assert len(children) == 23
     assert first[2] == "FINISHED"
     assert first[5] >= len(SUITES)
 
