@@ -42,6 +42,52 @@ def test_stages_on_all_data_sets_follow_the_new_ones_and_training_stays() -> Non
     assert changed["train"]["deps"] == ["data/scenes/dtu", "data/scenes/sun3d"]
 
 
+TRAINED = {
+    "deltaz": {
+        "code": "z",
+        "datasets": {"a": "dtu", "b": "sun3d"},
+        "suites": {"a": "dtu_train", "b": "dtu_val", "c": "sun3d_train", "d": "sun3d_train"},
+        "learns": {
+            "a": "predictions/${x}/dtu_train", "b": "predictions/${x}/dtu_val", "c": "predictions/${x}/sun3d_train",
+        },
+    },
+    "deltas": {
+        "code": "s",
+        "datasets": {"a": "sun3d", "b": "sun3d"},
+        "suites": {"a": "sun3d_train", "b": "sun3d_val", "c": "sun3d_val", "d": "sun3d_val"},
+        "learns": dict.fromkeys("abc", "data/pseudo_labels/sun3d"),
+    },
+}  # fmt: skip
+
+
+def training(**deltas: object) -> dict:
+    suites = ["dtu_train", "dtu_val", "sun3d_train", "sun3d_val", "scannet_train", "scannet_val"]
+    return {
+        "suites": {name: {"dataset": name.split("_")[0]} for name in suites},
+        "train": {
+            "deltaz": {"train_suites": ["dtu_train", "sun3d_train"], "val_suite": "dtu_val"},
+            "deltas": {"train_suites": ["sun3d_train"], "val_suite": "sun3d_val", **deltas},
+        },
+    }
+
+
+def test_training_waits_for_what_it_learns_from() -> None:
+    graph = {"stages": {"train": {"foreach": TRAINED, "do": {}}, "report": {}}}
+    assert runs.with_training(graph, training()) == graph
+    other = training(train_suites=["scannet_train"], val_suite="scannet_val", init_from="/weights.pt")
+    items = runs.with_training(graph, other)["stages"]["train"]["foreach"]
+    assert items["deltaz"] == TRAINED["deltaz"]
+    assert items["deltas"] == {
+        "code": "s",
+        "datasets": {"a": "scannet", "b": "scannet"},
+        "suites": {"a": "scannet_train", "b": "scannet_val", "c": "scannet_val", "d": "scannet_val"},
+        "learns": {"a": "data/pseudo_labels/scannet", "b": "/weights.pt", "c": "/weights.pt"},
+    }
+    three = training(train_suites=["sun3d_train", "scannet_train", "dtu_train"])
+    with pytest.raises(ConfigError, match=r"train\.deltas: datasets sun3d, scannet, dtu: .* has places for 2\."):
+        runs.with_training(graph, three)
+
+
 def test_a_method_that_the_graph_lacks_is_predicted_and_scored() -> None:
     item = {"code": "x", "weights": "x", "initial": "x"}
     stages = {

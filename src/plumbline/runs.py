@@ -32,6 +32,7 @@ def run_params(params: Path, *, name: str, root: Path) -> int:
     _write_yaml(clone / "params.yaml", complete)
     graph = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     graph = with_datasets(graph, value(usual, "graph.datasets"), value(complete, "graph.datasets"))
+    graph = with_training(graph, complete)
     _write_yaml(clone / "dvc.yaml", with_methods(graph, list(value(complete, "systems"))))
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "repro"], cwd=clone, env=_environment(clone), check=False
@@ -75,7 +76,7 @@ def _variable(match: re.Match[str]) -> str:
 def with_datasets(graph: Mapping[str, Any], old: Sequence[str], new: Sequence[str]) -> dict[str, Any]:
     """dvc.yaml's content for other data sets: a stage that depends on all of `old` then depends on all of `new`.
 
-    DVC cannot take a list of deps from params.yaml. Training stays as it is: its suites, and so its data, are its own.
+    DVC cannot take a list of deps from params.yaml. Training stays as it is: `with_training` sees to it.
     """
     stages = dict(graph["stages"])
     for name in stages.keys() - {"train"}:
@@ -93,6 +94,36 @@ def _with_datasets(deps: Sequence[str], old: Sequence[str], new: Sequence[str]) 
         swapped = [f"data/{match[1]}/{name}" for name in new] if match is not None and swaps else [dep]
         result += [item for item in swapped if item not in result]
     return result
+
+
+def with_training(graph: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """dvc.yaml's content in which each trained system waits for what `params` lets it learn from, and for nothing else.
+
+    That is its suites and their data sets, another method's predictions or keypoint labels, and weights to start from.
+    ConfigError when these are more than the training stage has places for.
+    """
+    train = graph["stages"]["train"]
+    items = {name: _training_item(name, item, params) for name, item in train["foreach"].items()}
+    return {**graph, "stages": {**graph["stages"], "train": {**train, "foreach": items}}}
+
+
+def _training_item(name: str, item: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    config = value(params, f"train.{name}")
+    suites = list(dict.fromkeys([*config["train_suites"], config["val_suite"]]))
+    datasets = list(dict.fromkeys(value(params, f"suites.{suite}.dataset") for suite in suites))
+    source = item["learns"]["a"].rpartition("/")[0]
+    learns = [f"{source}/{part}" for part in (datasets if source == "data/pseudo_labels" else suites)]
+    learns += [config["init_from"]] if config.get("init_from") else []
+    wanted = {"datasets": datasets, "suites": suites, "learns": learns}
+    return {**item, **{kind: _placed(item[kind], found, f"train.{name}: {kind}") for kind, found in wanted.items()}}
+
+
+def _placed(places: Mapping[str, str], values: Sequence[str], where: str) -> dict[str, str]:
+    if set(places.values()) == set(values):
+        return dict(places)
+    if len(values) > len(places):
+        raise ConfigError(f"{where} {', '.join(values)}: dvc.yaml's training stage has places for {len(places)}.")
+    return dict(zip(places, [*values, *[values[-1]] * (len(places) - len(values))], strict=True))
 
 
 def with_methods(graph: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
