@@ -7,11 +7,13 @@ Source: Sinha et al., DELTAS: Depth Estimation by Learning Triangulation And den
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from plumbline.geometry import compose
 from plumbline.systems.deltas.front import CELL
@@ -44,12 +46,19 @@ class Segments:
         flat = (self.centre.reshape(-1, 2), self.length.reshape(-1), self.direction.reshape(-1, 2))
         return Segments(*(values.index_select(0, rows) for values in flat))
 
-    def place(self, along: Float[Tensor, "*#n k"], across: Float[Tensor, "*#n k"]) -> Float[Tensor, "*#n k 2"]:
-        """Pixels at `along` in [-0.5, 0.5] of the segment's length and `across` pixels beside it."""
-        cos, sin = (self.direction[..., i, None] for i in range(2))
-        forth = along * self.length[..., None]
-        offset = torch.stack([forth * cos - across * sin, forth * sin + across * cos], dim=-1)
-        return self.centre[..., None, :] + offset
+    @property
+    def along(self) -> Float[Tensor, "*n 2"]:
+        """From one end to the other."""
+        return self.direction * self.length[..., None]
+
+    @property
+    def across(self) -> Float[Tensor, "*n 2"]:
+        """One pixel to the side."""
+        return torch.stack([-self.direction[..., 1], self.direction[..., 0]], dim=-1)
+
+    def place(self, along: Float[Tensor, "*n"], across: Float[Tensor, "*n"]) -> Float[Tensor, "*n 2"]:
+        """The pixel at `along` in [-0.5, 0.5] of the segment and `across` pixels beside it."""
+        return self.centre + self.along * along[..., None] + self.across * across[..., None]
 
 
 @torch.no_grad()
@@ -97,14 +106,21 @@ def _direction(infinite: Float[Tensor, "b s n 3"], epipole: Float[Tensor, "b s 1
 
 def candidates(segments: Segments, samples: int) -> Float[Tensor, "*n l k 2"]:
     """The places to look at: `samples` along each segment, on three lines at -1, 0 and 1 pixel beside it."""
-    along, across = _steps(segments, samples)
-    grid = segments.place(along.repeat(LINES), (2 * across).repeat_interleave(samples))
-    return grid.view(*segments.length.shape, LINES, samples, 2)
+    return torch.stack(_lattice(segments.centre, segments.along, segments.across, samples), dim=-1)
 
 
-def _steps(segments: Segments, samples: int) -> tuple[Float[Tensor, " k"], Float[Tensor, " l"]]:
-    """Coordinates of the candidates, each from -0.5 to 0.5: along the segment and over the lines."""
-    like = segments.length
+def _lattice(
+    centre: Float[Tensor, "*n 2"], along: Float[Tensor, "*n 2"], across: Float[Tensor, "*n 2"], samples: int
+) -> list[Float[Tensor, "*n l k"]]:
+    """x and y of the places around each centre, contiguous each."""
+    steps, lines = _steps(centre, samples)
+    ahead = centre[..., None] + along[..., None] * steps
+    aside = across[..., None] * (2 * lines)
+    return [ahead[..., i, None, :] + aside[..., i, :, None] for i in range(2)]
+
+
+def _steps(like: Tensor, samples: int) -> tuple[Float[Tensor, " k"], Float[Tensor, " l"]]:
+    """Coordinates of the places, each from -0.5 to 0.5: along the segment and over the lines."""
     along, across = (
         torch.linspace(-0.5, 0.5, steps, dtype=like.dtype, device=like.device) for steps in (samples, LINES)
     )
@@ -144,17 +160,15 @@ def match(
     usable = segments.usable.flatten()
     rows, others = usable.nonzero()[:, 0], (~usable).nonzero()[:, 0]
     searched, skipped = segments.rows(rows), segments.rows(others)
-    read = (
-        correlate(maps, rows, candidates(searched, samples).flatten(-3, -2)),
-        correlate(maps, others, candidates(skipped, 1).flatten(-3, -2)),
-    )
+    read = correlate(maps, rows, searched, samples), correlate(maps, others, skipped, 1)
     # In one call, so that a score that normalises by its batch does so by all that was read.
     scores = score(torch.cat([values.flatten() for values in read]))
     found, rest = (part.view_as(values) for part, values in zip(_split(scores, read), read, strict=True))
-    matches = soft_match(found.view(-1, LINES, samples), searched)
-    best = found.new_zeros(len(usable)).index_copy(0, rows, found.amax(dim=-1)).index_copy(0, others, rest.amax(dim=-1))
+    matches = found.new_zeros(len(usable), 2).index_copy(0, rows, soft_match(found, searched))
+    best = found.new_zeros(len(usable)).index_copy(0, rows, found.amax(dim=(-2, -1)))
+    best = best.index_copy(0, others, rest.amax(dim=(-2, -1)))
     shape = segments.length.shape
-    return found.new_zeros(len(usable), 2).index_copy(0, rows, matches).view(*shape, 2), best.view(shape)
+    return matches.view(*shape, 2), best.view(shape)
 
 
 def _split(values: Float[Tensor, " p"], parts: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -168,26 +182,26 @@ def soft_match(scores: Float[Tensor, "*n l k"], segments: Segments) -> Float[Ten
     trained so.
     """
     weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
-    along, across = _steps(segments, scores.shape[-1])
-    expected = weights.sum(dim=-2) @ along, weights.sum(dim=-1) @ across
-    return segments.place(expected[0][..., None], expected[1][..., None])[..., 0, :]
+    along, across = _steps(scores, scores.shape[-1])
+    return segments.place(weights.sum(dim=-2) @ along, weights.sum(dim=-1) @ across)
 
 
-def cell(pixels: Float[Tensor, "*n 2"], map_size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
-    """Fractional (column, row) of a descriptor map that is read at `pixels`.
+def to_cells(map_size: tuple[int, int], like: Tensor) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
+    """Scale and shift that take a pixel (x, y) to the fractional (column, row) of the descriptor map read there.
 
     Off the true cell, (pixel + 0.5) / 8 - 0.5, by up to half a cell at the far border: the published method normalises
     for corner-aligned sampling and samples otherwise.
     """
-    extent = pixels.new_tensor([map_size[1], map_size[0]])
-    return (pixels - (CELL / 2 - 0.5)) * (extent / (extent * CELL - (CELL / 2 + 0.5))) - 0.5
+    extent = like.new_tensor([map_size[1], map_size[0]])
+    scale = extent / (extent * CELL - (CELL / 2 + 0.5))
+    return scale, -(CELL / 2 - 0.5) * scale - 0.5
 
 
 def sample_descriptors(maps: Float[Tensor, "n c h w"], pixels: Float[Tensor, "n p 2"]) -> Float[Tensor, "n p c"]:
     """Unit descriptors at `pixels`, bilinear, zero padding; zero vectors entirely outside."""
-    size = (int(maps.shape[-2]), int(maps.shape[-1]))
-    extent = pixels.new_tensor([size[1], size[0]])
-    grid = (2 * cell(pixels, size) + 1) / extent - 1
+    scale, shift = to_cells((maps.shape[-2], maps.shape[-1]), pixels)
+    extent = pixels.new_tensor([maps.shape[-1], maps.shape[-2]])
+    grid = (2 * (pixels * scale + shift) + 1) / extent - 1
     sampled = F.grid_sample(maps, grid[:, None], align_corners=False)[:, :, 0]
     return F.normalize(sampled, dim=1, eps=EPS).mT
 
@@ -206,18 +220,15 @@ def correlate_reference(
 
 @dataclass(frozen=True)
 class CorrelationMaps:
-    """What correlations and norms of interpolated descriptors are read from; maps have a border of one zero cell.
+    """What correlations and norms of interpolated descriptors are read from, with a border of one zero cell.
 
-    `scores` is the correlation of each keypoint (rows "b s n") with each cell of its source; the others are dot products
-    of cells of a source (rows "b s") with themselves, with their right and lower neighbours (twice), and the sum of the two
-    diagonals of the 2x2 block that starts there (twice). `keypoints` is n, `size` that of a map without its border.
+    `scores` is the correlation of each keypoint with each cell of its source. `grams` holds dot products of the cells of a
+    source: with themselves, with their right and their lower neighbours (twice), and the sum of both diagonals of the 2x2
+    block that starts there (twice). `keypoints` is n, `size` that of a map without its border.
     """
 
     scores: Float[Tensor, "bsn hw"]
-    squares: Float[Tensor, "bs hw"]
-    across: Float[Tensor, "bs hw"]
-    down: Float[Tensor, "bs hw"]
-    diagonals: Float[Tensor, "bs hw"]
+    grams: Float[Tensor, "4 bs hw"]
     keypoints: int
     size: tuple[int, int]
 
@@ -225,70 +236,94 @@ class CorrelationMaps:
 def correlation_maps(descriptors: Float[Tensor, "b v c h w"], keypoints: Float[Tensor, "b n 2"]) -> CorrelationMaps:
     """Correlate every keypoint with every cell of every source, and every cell with its neighbours."""
     anchors = sample_descriptors(descriptors[:, 0], keypoints)
-    maps = F.pad(descriptors[:, 1:], (1, 1, 1, 1))
-    right, below = F.pad(maps[..., 1:], (0, 1)), F.pad(maps[..., 1:, :], (0, 0, 0, 1))
-    corner = F.pad(right[..., 1:, :], (0, 0, 0, 1))
-    return CorrelationMaps(
-        scores=(anchors[:, None] @ maps.flatten(-2)).flatten(0, 2),
-        squares=_dots(maps, maps),
-        across=2 * _dots(maps, right),
-        down=2 * _dots(maps, below),
-        diagonals=2 * (_dots(maps, corner) + _dots(right, below)),
-        keypoints=int(keypoints.shape[1]),
-        size=(int(descriptors.shape[-2]), int(descriptors.shape[-1])),
-    )
+    sources = F.pad(descriptors[:, 1:], (1, 1, 1, 1))
+    scores = (anchors[:, None] @ sources.flatten(-2)).flatten(0, 2)
+    size = (descriptors.shape[-2], descriptors.shape[-1])
+    return CorrelationMaps(scores, _grams(sources.flatten(0, 1)).flatten(-2), keypoints.shape[1], size)
 
 
-def _dots(one: Float[Tensor, "b s c h w"], other: Float[Tensor, "b s c h w"]) -> Float[Tensor, "bs hw"]:
-    return (one * other).sum(dim=2).flatten(0, 1).flatten(1)
+def _grams(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "4 n h w"]:
+    left, right, above, below = maps[..., :-1], maps[..., 1:], maps[..., :-1, :], maps[..., 1:, :]
+    diagonals = _dot(left[..., :-1, :], right[..., 1:, :]) + _dot(right[..., :-1, :], left[..., 1:, :])
+    across, down = F.pad(_dot(left, right), (0, 1)), F.pad(_dot(above, below), (0, 0, 0, 1))
+    return torch.stack([_dot(maps, maps), 2 * across, 2 * down, 2 * F.pad(diagonals, (0, 1, 0, 1))])
 
 
-def correlate(maps: CorrelationMaps, rows: Int[Tensor, " m"], pixels: Float[Tensor, "m k 2"]) -> Float[Tensor, "m k"]:
-    """Correlation of the keypoints of `rows` ("b s n" flattened) with the descriptors at `pixels` of their source.
+def _dot(one: Float[Tensor, "n c h w"], other: Float[Tensor, "n c h w"]) -> Float[Tensor, "n h w"]:
+    return (one * other).sum(dim=1)
+
+
+def correlate(
+    maps: CorrelationMaps, rows: Int[Tensor, " m"], segments: Segments, samples: int
+) -> Float[Tensor, "m l k"]:
+    """Correlations of the keypoints of `rows` ("b s n" flattened) at the candidates of their `segments`.
 
     Interpolation and dot product commute: four scalars are interpolated in place of four descriptors. The norm that the
-    interpolated descriptor would have is a quadratic form in the dot products of the four cells.
+    interpolated descriptor would have is a quadratic form of the four cells' dot products.
     """
-    height, width = maps.size
-    x, y = (cell(pixels, maps.size) + 1).unbind(-1)
-    x, y = x.clamp(0, width + 1), y.clamp(0, height + 1)
-    column, row = x.floor().clamp(max=width), y.floor().clamp(max=height)
-    fx, fy = x - column, y - row
-    start = (row * (width + 2) + column).long()
-    offset = (rows[:, None], torch.div(rows, maps.keypoints, rounding_mode="floor")[:, None])
-    keypoint, source = ((index * ((height + 2) * (width + 2)) + start).flatten() for index in offset)
-    weights = (1 - fx, fx, 1 - fy, fy)
-    dot = _bilinear(maps.scores, keypoint, width + 2, weights)
-    return dot * _squared_norm(maps, source, weights).clamp(min=EPS**2).rsqrt()
-
-
-Weights = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def _read(table: Float[Tensor, "r hw"], index: Int[Tensor, " p"], shape: torch.Size) -> Float[Tensor, "m k"]:
-    return table.flatten().index_select(0, index).view(shape)
-
-
-def _bilinear(
-    table: Float[Tensor, "r hw"], index: Int[Tensor, " p"], width: int, weights: Weights
-) -> Float[Tensor, "m k"]:
-    left, right, top, bottom = weights
-    corners = [_read(table, index + step, left.shape) for step in (0, 1, width, width + 1)]
-    return top * (left * corners[0] + right * corners[1]) + bottom * (left * corners[2] + right * corners[3])
-
-
-def _squared_norm(maps: CorrelationMaps, index: Int[Tensor, " p"], weights: Weights) -> Float[Tensor, "m k"]:
-    """|sum of the weighted four cells|^2. Sums of products alone: no digits cancel where the border takes all weight."""
-    left, right, top, bottom = weights
     width = maps.size[1] + 2
+    start, (nw, ne, sw, se) = _corners(segments, samples, maps.size)
+    area = maps.grams.shape[-1]
+    keypoint, source = rows, torch.div(rows, maps.keypoints, rounding_mode="floor")
+    dot = _read(maps.scores, _offset(start, keypoint * area), (0, 1, width, width + 1), (nw, ne, sw, se))
+    across, down, diagonals = (maps.grams[0].numel() * i for i in (1, 2, 3))
+    steps = (0, 1, width, width + 1, across, across + width, down, down + 1, diagonals)
+    products = (nw * nw, ne * ne, sw * sw, se * se, nw * ne, sw * se, nw * sw, ne * se, nw * se)
+    square = _read(maps.grams, _offset(start, source * area), steps, products)
+    return dot * square.clamp(min=EPS**2).rsqrt()
 
-    def form(squares: Tensor, products: Tensor, start: Int[Tensor, " p"]) -> Float[Tensor, "m k"]:
-        first, second, product = (
-            _read(table, index, left.shape)
-            for table, index in ((squares, start), (squares, start + 1), (products, start))
-        )
-        return left * (left * first + right * product) + right * right * second
 
-    upper, lower = form(maps.squares, maps.across, index), form(maps.squares, maps.across, index + width)
-    between = form(maps.down, maps.diagonals, index)
-    return top * (top * upper + bottom * between) + bottom * bottom * lower
+def _corners(
+    segments: Segments, samples: int, size: tuple[int, int]
+) -> tuple[Int[Tensor, "m l k"], tuple[Float[Tensor, "m l k"], ...]]:
+    """Index of the upper left one of the four cells around each candidate, in a bordered map, and the cells' weights."""
+    scale, shift = to_cells(size, segments.centre)
+    centre = segments.centre * scale + (shift + 1)
+    places = _lattice(centre, segments.along * scale, segments.across * scale, samples)
+    (left, east), (top, south) = (_cell(place, limit) for place, limit in zip(places, size[::-1], strict=True))
+    west, north = 1 - east, 1 - south
+    start = torch.add(left, top, alpha=size[1] + 2).long()
+    return start, (north * west, north * east, south * west, south * east)
+
+
+def _cell(place: Float[Tensor, "m l k"], limit: int) -> tuple[Float[Tensor, "m l k"], Float[Tensor, "m l k"]]:
+    """The cell at or before each place and how far beyond it the place is; what is off the border is on it."""
+    place = place.clamp(0, limit + 1)
+    before = place.floor().clamp_(max=limit)
+    return before, place - before
+
+
+def _offset(start: Int[Tensor, "m l k"], offset: Int[Tensor, " m"]) -> Int[Tensor, "m l k"]:
+    return start + offset[:, None, None]
+
+
+def _read(
+    table: Tensor, index: Int[Tensor, "m l k"], steps: Sequence[int], weights: Sequence[Tensor]
+) -> Float[Tensor, "m l k"]:
+    """Weighted sums of the entries `index` + each of `steps` of the flattened `table`; differentiable in the table."""
+    read: Tensor = _Read.apply(table.flatten(), index.flatten(), steps, *weights)  # type: ignore[no-untyped-call]
+    return read
+
+
+class _Read(torch.autograd.Function):
+    """One table of gradients for all steps, where each read on its own would fill another."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, index: Tensor, steps: Sequence[int], *weights: Tensor
+    ) -> Float[Tensor, "m l k"]:
+        ctx.save_for_backward(index, *weights)
+        ctx.steps, ctx.length = steps, len(table)
+        total = torch.zeros_like(weights[0])
+        for step, weight in zip(steps, weights, strict=True):
+            total.addcmul_(weight, table[step:].index_select(0, index).view_as(weight))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        index, *weights = ctx.saved_tensors
+        to_table = gradient.new_zeros(ctx.length)
+        for step, weight in zip(ctx.steps, weights, strict=True):
+            to_table[step:].scatter_add_(0, index, (gradient * weight).flatten())
+        return to_table, None, None, *(None for _ in weights)

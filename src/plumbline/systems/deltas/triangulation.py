@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from plumbline.systems.deltas.config import Config
 from plumbline.systems.deltas.matching import match, search_segments
@@ -157,6 +158,7 @@ class _Triangulate(torch.autograd.Function):
         return points.where(defined[..., None], 0.0).to(uv.dtype), defined
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
         """Implicit differentiation of M (p, 1) = x (p, 1): the change of p is -(S - x)^-1 (I + p p^T)^-1 [I, -p] dM (p, 1).
 
@@ -165,7 +167,7 @@ class _Triangulate(torch.autograd.Function):
         uv, weights, P, point, defined, *pencil = ctx.saved_tensors
         g = _Pencil(*pencil).solve(gradient.mT.to(torch.float64))
         onto = (point * g).sum(1, keepdim=True) / (1 + point.square().sum(1, keepdim=True))
-        # (p, 1) and y as the views project them; (p . y_3) is what is left of `onto`.
+        # (p, 1) and y = (p (p . g) / (1 + p^2) - g, (p . g) / (1 + p^2)), as the views project them.
         seen = P[..., :3] @ point[:, None] + P[..., 3:]
         moved = P[..., 3:] * onto[:, None] - P[..., :3] @ (g - point * onto)[:, None]
         # Rows of A, without their weights, times (p, 1) and times y.
