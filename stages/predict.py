@@ -15,11 +15,10 @@ def main(method: str) -> None:
     params = load_params()
     config, own = section(params, "prediction", PredictionConfig), value(params, f"systems.{method}") or {}
     datasets, suites = sections(params, "datasets", DatasetConfig), sections(params, "suites", SuiteConfig)
-    refining = [name for name, other in params["systems"].items() if (other or {}).get("initial") == method]
-    uses = [value(params, f"train.{name}") for name in refining]
+    uses = [params["train"][key] for key, x in params["systems"].items() if (x or {}).get("initial") == method]
     learnt = {suite for use in uses for suite in (*use["train_suites"], use["val_suite"])}
-    chosen = [name for name, suite in suites.items() if suite.split in ("test", "all") or name in learnt]
-    opened = [open_suite(name, suites[name], datasets=datasets, scenes=SCENES) for name in chosen]
+    chosen = {name: suite for name, suite in suites.items() if suite.split in ("test", "all") or name in learnt}
+    opened = [open_suite(*item, datasets=datasets, scenes=SCENES) for item in chosen.items()]
     out = Path("predictions") / method
     if method == "file":
         seconds = predict_files(Path(own["folder"]), suites=opened, out=out)
@@ -28,13 +27,8 @@ def main(method: str) -> None:
         system, device = load_method(method, own, weights=weights, device=config.device)
         initial = Path("predictions") / own["initial"] if "initial" in own else None
         constants = training_constants(system, datasets, SCENES)
-        options: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "device": device,
-            "initial": initial,
-            "constants": constants,
-        }
-        seconds = predict(system, method=method, suites=opened, out=out, **options)
+        options: dict[str, Any] = {"device": device, "initial": initial, "constants": constants}
+        seconds = predict(system, method=method, suites=opened, out=out, batch_size=config.batch_size, **options)
     record("predict", method, params, params=own, metrics={f"seconds_per_sample/{k}": v for k, v in seconds.items()})
 
 
