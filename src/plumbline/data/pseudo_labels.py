@@ -146,8 +146,8 @@ def _corners(view: UInt8[np.ndarray, "h w"], config: PseudoLabelConfig) -> Float
 def _visible(size: tuple[int, ...], image_H_view: Float64[np.ndarray, "3 3"]) -> UInt8[np.ndarray, "h w"]:
     """1 at the pixels of the image at which the view could have found a corner."""
     height, width = size
-    low, right, bottom = MARGIN - 0.5, width - MARGIN - 0.5, height - MARGIN - 0.5
-    edge = np.array([[low, low], [right, low], [right, bottom], [low, bottom]])
+    low, right, bottom = MARGIN, width - 1 - MARGIN, height - 1 - MARGIN
+    edge = np.array([[low, low], [right, low], [right, bottom], [low, bottom]], np.float64)
     polygon = np.rint(16 * _moved(edge, image_H_view)).astype(np.int32)
     return np.asarray(cv2.fillConvexPoly(np.zeros(size, np.uint8), polygon, 1, shift=4))
 
@@ -286,9 +286,11 @@ def _labelled(chunks: Sequence[Chunk], label: Labeller, workers: int) -> Iterato
     if workers <= 1:
         yield from map(work, chunks)
         return
+    import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    pool = ProcessPoolExecutor(workers, initializer=_start)
+    # Not forked: OpenCV's own threads, once started, are missing in the copy, and it would wait for them.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start)
     try:
         yield from pool.map(work, chunks)
     finally:
