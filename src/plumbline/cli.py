@@ -1,6 +1,8 @@
 """The `plumbline` command. Each sub-command imports what it needs when it runs, so that --help is instant."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -66,7 +68,7 @@ _Gap = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Sources N frames before and after; with --views a window of frames N apart. Default: 20, for dtu pairs.",
+        help="Sources N frames before and after; with --views a window of frames N apart. Default: 20; for dtu its pairs.",
         rich_help_panel=_SAMPLES,
     ),
 ]
@@ -143,7 +145,10 @@ def check(
     raise SystemExit(1 if result.wrong else 0)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\nplumbline predict --system plane_sweep --data sun3d captures/mit_x"
+    "\n\nplumbline predict --system deltas --weights FILE --data rgbd room --gap 10"
+)
 def predict(
     system: Annotated[str, typer.Option(help="deltas, deltaz, plane_sweep, constant, ...", rich_help_panel=_METHOD)],
     data: Annotated[
@@ -181,17 +186,12 @@ def predict(
 
     and for all: overview.jpg, metrics.csv, about.json (what made them).
     After Ctrl-C the same command goes on where it was. Needs no DVC.
-
-    [bold]Examples[/]
-
-    plumbline predict --system plane_sweep --data sun3d captures/mit_x
-
-    plumbline predict --system deltas --weights FILE --data rgbd room --gap 10
     """
     from plumbline import folder_prediction as folder
 
     rule = folder.sample_rule(data[0], gap=gap, baseline=baseline, pairs=pairs, views=views)
     choice = folder.Choice(rule, max_samples, None if scene is None else tuple(scene))
+    raw = folder.open_raw(*data, size=size, options=_options(option or []))
     method = folder.load_method(
         system,
         weights=weights,
@@ -201,16 +201,22 @@ def predict(
         initial_weights=initial_weights,
         device=device,
     )
-    raw = folder.open_raw(*data, size=size, options=_options(option or []))
     chosen = folder.choose_samples(raw, choice, depth_range=depth_range)
     where = out or Path("depth") / f"{data[1].resolve().name}_{system}"
     typer.echo(folder.plan_text(method, chosen))
-    try:
+    with _stoppable():
         result = folder.predict_folder(method, chosen, where, batch_size=batch_size, overwrite=overwrite)
+    folder.show_result(result, method, chosen)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C ends the command with what the interrupted function says of how far it came, and status 130."""
+    try:
+        yield
     except KeyboardInterrupt as stopped:
         typer.echo(f"\n{stopped}", err=True)
         raise SystemExit(130) from None
-    folder.show_result(result, method, chosen)
 
 
 @app.command()

@@ -25,8 +25,8 @@ def convert(source: Path, target: Path) -> str:
         raise ConfigError(f"{target}: is there already. Give another name, or delete it first.")
     path = source / _MODEL if source.is_dir() else source
     content = pretrained.read(path)
-    if pretrained.KEYS.values() & content.keys():
-        return _from_published(path, target)
+    if set(pretrained.KEYS.values()) <= content.keys():
+        return _from_published(path, target, content)
     if content.get("system") != "deltas" or not isinstance(content.get("params"), Mapping):
         raise DataError(
             f"{path}: expected DELTAS' published checkpoint ({', '.join(pretrained.KEYS.values())}) or the {_MODEL} of a DELTAS "
@@ -39,9 +39,7 @@ def _to_published(path: Path, target: Path, params: Mapping[str, Any]) -> str:
     system = systems.build("deltas", params)
     system.load_pretrained(path)
     pretrained.to_official(system, target)
-    with torch.device("meta"):
-        published = systems.build("deltas", {"preset": "full"})
-    if _shapes(published) == _shapes(system):
+    if _shapes(system) == _shapes(_without_memory("full")):
         return f"{target}: written as the published checkpoint."
     return (
         f"{target}: written in the published checkpoint's layout. Its sizes are not the published ones "
@@ -49,19 +47,27 @@ def _to_published(path: Path, target: Path, params: Mapping[str, Any]) -> str:
     )
 
 
+def _from_published(path: Path, target: Path, content: Mapping[str, Any]) -> str:
+    presets = get_args(Config.model_fields["preset"].annotation)
+    stored = {
+        f"{name}.{entry}": value for name, key in pretrained.KEYS.items() for entry, value in content[key].items()
+    }
+    shapes = {name: tuple(value.shape) for name, value in stored.items()}
+    fitting = [preset for preset in presets if _shapes(_without_memory(preset)) == shapes]
+    params = {"preset": fitting[0] if fitting else presets[0]}
+    try:
+        pretrained.from_official(systems.build("deltas", params), path, target, params=params)
+    except DataError as error:
+        raise DataError(f"{error}\nIt fits no other preset either ({', '.join(presets)}).") from error
+    return f"{target}: written as a training's {_MODEL}, preset {params['preset']}."
+
+
+def _without_memory(preset: str) -> nn.Module:
+    """DELTAS of a preset, with sizes and no values."""
+    with torch.device("meta"):
+        system: nn.Module = systems.build("deltas", {"preset": preset})
+    return system
+
+
 def _shapes(system: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry.shape) for name, entry in system.state_dict().items()}
-
-
-def _from_published(path: Path, target: Path) -> str:
-    presets = get_args(Config.model_fields["preset"].annotation)
-    failures = []
-    for preset in presets:
-        params = {"preset": preset}
-        try:
-            pretrained.from_official(systems.build("deltas", params), path, target, params=params)
-        except DataError as error:
-            failures.append(str(error))
-            continue
-        return f"{target}: written as a training's {_MODEL}, preset {preset}."
-    raise DataError(f"{failures[0]}\nNor does it fit preset {', '.join(presets[1:])}.")

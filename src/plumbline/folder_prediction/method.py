@@ -88,18 +88,35 @@ def load_method(
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no system {name!r}.{hint} There is: {', '.join(known)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda: torch finds no GPU here. Leave --device out, or check the driver and torch's build."
+        )
     chosen = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
-    path = None if weights is None else _weights_file(weights)
+    path = _weights_file(name, weights)
     content = None if path is None else _content(path)
     own = _settings(name, _stored(content, name, path), preset, settings or {}, path)
     with _said_by_command_line(name):
         system = systems.build(name, own)
-    _load(system, name, own, path)
+    if path is not None:
+        _load(system, name, own, path)
     start = _initial(name, system, initial, initial_weights, device)
     return Method(name, system.to(chosen).eval(), chosen, own, path, start)
 
 
-def _weights_file(weights: Path) -> Path:
+def _weights_file(name: str, weights: Path | None) -> Path | None:
+    """The file with the weights of a system that has any."""
+    trains = name not in _BASELINES and hasattr(systems.load(name).System, "load_pretrained")
+    if weights is None:
+        if trains:
+            trained = Path("runs/train") / name
+            here = " (they are there)" if (trained / _MODEL).is_file() else ""
+            raise ConfigError(
+                f"{name} needs weights: give --weights, the folder of a finished training, {trained}{here}, or a file of weights."
+            )
+        return None
+    if not trains:
+        raise ConfigError(f"{name} has no weights: leave --weights out.")
     if weights.is_dir():
         if not (weights / _MODEL).is_file():
             raise DataError(
@@ -156,18 +173,7 @@ def _said_by_command_line(name: str) -> Iterator[None]:
         raise ConfigError(message.replace(f"systems.{name}.", "--set ")) from error
 
 
-def _load(system: Any, name: str, settings: Mapping[str, Any], path: Path | None) -> None:
-    loads = hasattr(system, "load_pretrained")
-    if path is not None and not loads:
-        raise ConfigError(f"{name} has no weights: leave --weights out.")
-    if path is None and loads:
-        trained = Path("runs/train") / name
-        here = " (they are there)" if (trained / _MODEL).is_file() else ""
-        raise ConfigError(
-            f"{name} needs weights: give --weights, the folder of a finished training, {trained}{here}, or a weights' file."
-        )
-    if path is None:
-        return
+def _load(system: Any, name: str, settings: Mapping[str, Any], path: Path) -> None:
     try:
         system.load_pretrained(path)
     except DataError as error:
@@ -183,7 +189,10 @@ def _fitting(name: str, settings: Mapping[str, Any], path: Path) -> str:
     """Advice when the weights fit another preset of the system; nothing when they fit none."""
     module = systems.load(name)
     field = module.Config.model_fields.get("preset")
+    tried = None if field is None else settings.get("preset", field.default)
     for preset in get_args(field.annotation) if field is not None else ():
+        if preset == tried:
+            continue
         try:
             module.System(module.Config(**{**settings, "preset": preset})).load_pretrained(path)
         except DataError:

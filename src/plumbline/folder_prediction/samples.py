@@ -15,6 +15,7 @@ from plumbline.data.checks.raw import RawData, raw_data
 from plumbline.data.geometry import invert
 from plumbline.data.samples import build
 from plumbline.errors import ConfigError, DataError
+from plumbline.progress import progress
 from plumbline.records import Pairs, Sample, SampleArrays, Scene, View
 
 Rule = ByPairs | ByGap | BySequence | ByBaseline
@@ -107,7 +108,7 @@ def choose_samples(raw: RawData, choice: Choice, *, depth_range: tuple[float, fl
     if not 0 < near < far:
         raise ConfigError(f"--depth-range {near:g} {far:g}: expected 0 < nearest < farthest, in metres.")
     wanted = _wanted(raw, choice.scenes)
-    scenes = {name: _listed(raw, name, pairs=isinstance(choice.rule, ByPairs)) for name in wanted}
+    scenes = _list_scenes(raw, wanted, pairs=isinstance(choice.rule, ByPairs))
     _check_rule(raw, choice.rule, scenes)
     try:
         samples = build(SuiteConfig(dataset=raw.format, split="all", sources=choice.rule), scenes)
@@ -188,6 +189,18 @@ def _wanted(raw: RawData, scenes: Sequence[str] | None) -> list[str]:
             "Name one of these with --scene, or leave it out for all."
         )
     return [name for name in found if scenes is None or name in scenes]
+
+
+def _list_scenes(raw: RawData, names: Sequence[str], *, pairs: bool) -> dict[str, Scene]:
+    if hasattr(raw.reader, "frames"):
+        return {name: _listed(raw, name, pairs=pairs) for name in names}
+    # Views are decoded for their names and poses, which takes a while for many scenes.
+    scenes = {}
+    with progress(f"list {raw.format}", total=len(names)) as show:
+        for name in names:
+            scenes[name] = _listed(raw, name, pairs=pairs)
+            show(len(scenes), {})
+    return scenes
 
 
 def _listed(raw: RawData, name: str, *, pairs: bool) -> Scene:

@@ -69,7 +69,7 @@ def _tiles(row: SheetRow, limits: tuple[float, float]) -> list[UInt8[np.ndarray,
     known = row.truth > 0
     error = np.abs(row.prediction - row.truth) / np.where(known, row.truth, np.float32(1))
     compared = known & predicted
-    return [*tiles, coloured(row.truth, known, limits, "depth"), coloured(error, compared, (0, ERROR_SHOWN), "error")]
+    return [*tiles, coloured(row.truth, known, limits, "depth"), coloured(error, compared, (0.0, ERROR_SHOWN), "error")]
 
 
 def _captions(row: SheetRow, method: str) -> list[str]:
@@ -92,7 +92,7 @@ def _draw_bars(canvas: UInt8[np.ndarray, "h w 3"], columns: int) -> None:
     top = canvas.shape[0] - _FOOT + 4
     for column, kind in ((1, "depth"), (3, "error"))[: columns // 2]:
         left = _GAP + column * (_TILE + _GAP)
-        canvas[top : top + _BAR, left : left + _TILE] = coloured(ramp, ramp >= 0, (0, 1), kind)
+        canvas[top : top + _BAR, left : left + _TILE] = coloured(ramp, ramp >= 0, (0.0, 1.0), kind)
 
 
 def _labelled(
