@@ -37,7 +37,9 @@ from plumbline.folder_prediction.output import to_millimetres
 from plumbline.folder_prediction.samples import read_samples, stack_views
 from plumbline.folder_prediction.show import mean_of_scenes, remarks, score_table
 from plumbline.metrics import reference_errors
+from plumbline.prediction import Suite, predict_files
 from plumbline.report.depth_sheet import ERROR_SHOWN, SheetRow, depth_limits, draw_sheet
+from plumbline.stored import read_predictions
 from plumbline.systems.deltas import pretrained
 from plumbline.systems.records import Prediction
 
@@ -96,17 +98,48 @@ def run(*words):
     return result.exit_code, " ".join(text.split())
 
 
-def test_views_read_one_by_one_are_those_of_the_canonical_scene(capture, tmp_path):
-    chosen = chosen_from(capture, gap=3)
-    write_raw_scene(tmp_path / "hall", chosen.raw, "house/hall", depth_range=(0.5, 10.0))
-    scenes = {"house/hall": read_scene(tmp_path / "hall")}
-    suite = SuiteConfig(dataset="sun3d", sources={"kind": "gap", "gap": 3})
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """One generated DTU scan, with masks and a pair list."""
+    out = tmp_path_factory.mktemp("scan")
+    generate(
+        Config.model_validate({"layout": "dtu", "scenes": ["scan1"], "views": 6, "size": [512, 640]}), out, workers=1
+    )
+    return out
+
+
+def canonical(chosen, folder):
+    """The scenes of the samples, parsed as the graph does it."""
+    names = dict.fromkeys(sample.scene for sample in chosen.samples)
+    for name in names:
+        write_raw_scene(folder / name, chosen.raw, name, depth_range=chosen.depth_range)
+    return {name: read_scene(folder / name) for name in names}
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("sun3d", {"gap": 3}), ("dtu", {"pairs": True, "views": 3})])
+def test_views_read_one_by_one_are_those_of_the_canonical_scene(kind, rule, request, tmp_path):
+    path = request.getfixturevalue("capture" if kind == "sun3d" else "scan")
+    chosen = chosen_from(path, kind, size=SIZE if kind == "sun3d" else (128, 160), **rule)
+    scenes = canonical(chosen, tmp_path)
+    suite = SuiteConfig(dataset=kind, sources=chosen.choice.rule.model_dump())
     assert list(chosen.samples) == build(suite, scenes)
     expected = gather(scenes, chosen.samples)
     found = stack_views([views for _, views in read_samples(chosen)], chosen.depth_range)
     for name in ("image", "K", "depth", "world_T_cam", "depth_range"):
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
-    assert found.mask.all()
+    assert np.array_equal(found.mask, np.ones_like(found.mask) if expected.mask is None else expected.mask)
+    assert kind == "sun3d" or not found.mask.all()
+
+
+def test_the_maps_are_a_method_of_the_graph(capture, tmp_path):
+    chosen = chosen_from(capture, gap=3)
+    predict_folder(method_of(Scaled()), chosen, tmp_path / "maps/rooms")
+    config = SuiteConfig(dataset="rooms", sources={"kind": "gap", "gap": 3})
+    suite = Suite("rooms", config, canonical(chosen, tmp_path / "scenes"), chosen.samples)
+    predict_files(tmp_path / "maps", suites=[suite], out=tmp_path / "file")
+    stored = read_predictions(tmp_path / "file/rooms")
+    (first, *_), *_ = (views for _, views in read_samples(chosen))
+    assert len(stored.depth) == len(chosen.samples) and np.allclose(stored.depth[0, 0], 1.1 * first.depth)
 
 
 def test_each_view_is_decoded_once_and_let_go(capture, monkeypatch):
