@@ -43,6 +43,7 @@ class HaltingFeed:
         self.feed, self.left = feed, loads
 
     scenes_of = property(lambda self: self.feed.scenes_of)
+    parts_of = property(lambda self: self.feed.parts_of)
     identity = property(lambda self: self.feed.identity)
 
     def load(self, indices):

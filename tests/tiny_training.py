@@ -55,6 +55,10 @@ class TinyFeed:
         return [f"scene{i // self.per_scene}" for i in range(self.scenes * self.per_scene)]
 
     @property
+    def parts_of(self) -> Sequence[str]:
+        return [""] * (self.scenes * self.per_scene)
+
+    @property
     def identity(self) -> str:
         return hashlib.sha256(repr(self).encode()).hexdigest()
 

@@ -27,6 +27,10 @@ class Feed(Protocol):
         """The scene of each sample."""
 
     @property
+    def parts_of(self) -> Sequence[str]:
+        """The part of each sample: a batch can hold samples of one part alone, for sizes and views may differ."""
+
+    @property
     def identity(self) -> str:
         """A hash that changes with the samples and the data."""
 
@@ -59,6 +63,11 @@ class SampleFeed:
     def scenes_of(self) -> Sequence[str]:
         """The scene of each sample."""
         return [sample.scene for sample in self.samples]
+
+    @property
+    def parts_of(self) -> Sequence[str]:
+        """All samples are of one part."""
+        return [""] * len(self.samples)
 
     def load(self, indices: Sequence[int]) -> Batch:
         """The samples `indices` on the CPU, images still 8-bit until the one conversion at the end."""
@@ -93,7 +102,7 @@ class SampleFeed:
 
 @dataclass(frozen=True)
 class JoinedFeed:
-    """Several feeds as one. A batch comes from one of them, since batches come from one scene: sizes and views may differ."""
+    """Several feeds as one. A batch comes from one of them: sizes and views may differ."""
 
     parts: Sequence[Feed]
 
@@ -101,6 +110,11 @@ class JoinedFeed:
     def scenes_of(self) -> Sequence[str]:
         """The scene of each sample, with its part's number: two data sets may have a scene of one name."""
         return [f"{number}:{scene}" for number, part in enumerate(self.parts) for scene in part.scenes_of]
+
+    @property
+    def parts_of(self) -> Sequence[str]:
+        """The number of each sample's part."""
+        return [str(number) for number, part in enumerate(self.parts) for _ in part.scenes_of]
 
     @cached_property
     def identity(self) -> str:
@@ -112,7 +126,7 @@ class JoinedFeed:
         starts = np.cumsum([0, *(len(part.scenes_of) for part in self.parts)])
         owners = np.searchsorted(starts, np.asarray(indices), side="right") - 1
         if len(set(owners.tolist())) != 1:
-            raise ValueError(f"samples {list(indices)} are of several feeds; a batch comes from one scene")
+            raise ValueError(f"samples {list(indices)} are of several feeds; a batch comes from one")
         owner = int(owners[0])
         return self.parts[owner].load([int(index - starts[owner]) for index in indices])
 

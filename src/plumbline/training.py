@@ -55,6 +55,10 @@ class TrainConfig(BaseModel):
 
     steps: PositiveInt = 1000
     batch_size: PositiveInt = Field(default=4, description="samples an optimiser step sees, over all processes")
+    same_scene: bool = Field(
+        default=True,
+        description="batches come from one scene; a net with batch norm needs false, or it never learns a scene's scale",
+    )
     accumulate: PositiveInt = Field(default=1, description="parts a process computes its share of a batch in")
     lr_scale: PositiveFloat = Field(default=1.0, description="the system's step size is lr times this")
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -164,7 +168,7 @@ def fit(
     ):
         trainer = prepare(system, config, group, name=name, lr=lr, seed=seed, run=run, params=params, scratch=scratch)
         state = resume(trainer)
-        plan = Plan(feed.scenes_of, batch_size=config.batch_size, seed=seed)
+        plan = Plan(feed.scenes_of if config.same_scene else feed.parts_of, batch_size=config.batch_size, seed=seed)
         curve = Curve(scratch / "curve.csv", after=state.step) if group.is_main else None
         with loading(trainer, feed, plan) as share_of, showing(trainer, state) as show:
             while state.step < config.steps:
@@ -318,18 +322,18 @@ def to_channels_last(system: nn.Module) -> None:
 
 
 class Plan:
-    """Which samples each optimiser step sees: batches of one scene, shuffled anew each epoch from (seed, epoch).
+    """Which samples each optimiser step sees: batches of one group, shuffled anew each epoch from (seed, epoch).
 
-    Every sample is seen each epoch. A scene's last batch is filled up with others of its samples, so that all batches
-    have one size. DataError when there is no sample.
+    `groups_of` names each sample's group: its scene, or its part of the feed. Every sample is seen each epoch. A group's
+    last batch is filled up with others of its samples, so that all batches have one size. DataError when there is no sample.
     """
 
-    def __init__(self, scenes_of: Sequence[str], *, batch_size: int, seed: int) -> None:
-        if not scenes_of:
+    def __init__(self, groups_of: Sequence[str], *, batch_size: int, seed: int) -> None:
+        if not groups_of:
             raise DataError("training: the suite has no samples. Check its split and its sources in params.yaml.")
         groups: dict[str, list[int]] = {}
-        for index, scene in enumerate(scenes_of):
-            groups.setdefault(scene, []).append(index)
+        for index, group in enumerate(groups_of):
+            groups.setdefault(group, []).append(index)
         self._groups = [np.asarray(group) for group in groups.values()]
         self._batch_size, self._seed = batch_size, seed
         self.batches = sum(-(-len(group) // batch_size) for group in self._groups)
