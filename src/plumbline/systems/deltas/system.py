@@ -57,6 +57,7 @@ class System(nn.Module):
         second view.
         """
         _check(batch)
+        self.search_range(batch)
         maps = self.front(pad_to_multiple(batch.image.flatten(0, 1), CELL))
         anchors = 1 if self.training else batch.predict_views
         answers = [self._anchor(batch, maps, index) for index in range(anchors)]
@@ -185,7 +186,6 @@ def _size(batch: Batch) -> tuple[int, int]:
 def _check(batch: Batch) -> None:
     """DataError when `batch` lacks what DELTAS needs."""
     _present(batch.cam0_T_cam, "poses")
-    _present(batch.depth_range, "a depth range")
     views = batch.image.shape[1]
     if views < 2:
         raise DataError("deltas: needs at least two views a sample, got 1. Give the suite one or more sources.")
