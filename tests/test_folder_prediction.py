@@ -406,6 +406,7 @@ def test_deltaz_refines_the_depth_of_another_method(capture, trained, tmp_path):
     predict_folder(method, chosen, tmp_path / "out")
     assert torch.allclose(seen[0].initial_depth, torch.tensor(5.0**0.5))
     assert seen[0].depth is None and not method.oracle
+    assert method.modules == ("plumbline.systems.deltaz.system", "plumbline.systems.baselines")
     assert load_method("deltaz", weights=trained / "deltaz", initial="median_plane").oracle
     with pytest.raises(ConfigError, match=r"deltas needs weights: give --initial-weights"):
         load_method("deltaz", weights=trained / "deltaz", initial="deltas")

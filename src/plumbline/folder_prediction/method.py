@@ -40,6 +40,11 @@ class Method:
         own: frozenset[str] = self.system.inputs
         return own if self.initial is None else own | self.initial.reads
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of this system and of the one it refines, by name."""
+        return (type(self.system).__module__, *(() if self.initial is None else self.initial.modules))
+
     def describe(self) -> dict[str, Any]:
         """What makes its answers: name, settings, and the hash of its weights' file."""
         return {

@@ -94,7 +94,6 @@ def _stopped(result: FolderResult) -> str:
 
 def _about(method: Method, chosen: RawSamples) -> dict[str, Any]:
     raw, choice = chosen.raw, chosen.choice
-    module = type(method.system).__module__
     return {
         "plumbline": __version__,
         "method": method.describe(),
@@ -106,7 +105,7 @@ def _about(method: Method, chosen: RawSamples) -> dict[str, Any]:
             "max_samples": choice.max_samples,
             "scenes": None if choice.scenes is None else list(choice.scenes),
         },
-        "code": code_digest(module, raw.reader.__name__, "plumbline.data.canonical", "plumbline.data.samples"),
+        "code": code_digest(*method.modules, raw.reader.__name__, "plumbline.data.canonical", "plumbline.data.samples"),
         "units": "depth z in metres (.npy) and whole millimetres (.png); 0 = none; beyond 65.535 m 0 in the .png alone",
     }
 
