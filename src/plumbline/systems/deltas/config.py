@@ -27,12 +27,12 @@ Width = Annotated[int, Field(ge=1, le=4096)]
 Stages = tuple[Width, Width, Width, Width]
 TINY: dict[str, Any] = {
     "encoder_stem": 16,
-    "encoder_widths": (12, 16, 24, 32),
+    "encoder_widths": (16, 24, 32, 48),
     "encoder_blocks": (1, 2, 2, 1),
     "expansion": 2,
     "detector_widths": (32, 32),
-    "descriptor_widths": (32, 48, 48),
-    "descriptor_channels": 32,
+    "descriptor_widths": (48, 64, 64),
+    "descriptor_channels": 64,
     "depth_stem": 8,
     "depth_widths": (8, 12, 16, 24),
     "depth_blocks": (1, 1, 1, 1),
@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
     "aspp_dilations": (2, 4, 6),
     "keypoints": 128,
     "samples": 40,
-    "match_gain": 4.0,
+    "match_gain": 8.0,
     "unit": "range",
 }
 PRESETS: dict[str, dict[str, Any]] = {"full": {}, "tiny": TINY}
