@@ -124,7 +124,7 @@ def main() -> None:
 
 @app.command()
 def check(
-    format: Annotated[Literal["dtu", "sun3d", "rgbd"], typer.Argument(help="How the folder is laid out.")],
+    format: Annotated[Literal["dtu", "sun3d", "rgbd", "aerialmd"], typer.Argument(help="How the folder is laid out.")],
     path: Annotated[Path, typer.Argument(help="Folder of raw files; it is only read.", exists=True, file_okay=False)],
     out: Annotated[
         Path | None, typer.Option(help="Where pictures and point clouds go. Default: ./checks/<name>.")

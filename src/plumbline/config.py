@@ -40,7 +40,7 @@ class Section(BaseModel):
 class DatasetConfig(Section):
     """A data set: where it comes from, how it is read, and what its canonical scenes look like."""
 
-    format: Literal["dtu", "sun3d", "rgbd"] = Field(description="reader module")
+    format: Literal["dtu", "sun3d", "rgbd", "aerialmd"] = Field(description="reader module")
     source: Source = Field(description="where the raw files come from")
     size: Size = Field(description="height and width of canonical images and depth, pixels")
     depth_range: tuple[float, float] = Field(description="nearest and farthest depth a method may look for, metres")

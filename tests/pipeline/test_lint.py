@@ -43,8 +43,8 @@ PLUMBING = {
 }
 # What a stage imports by a name that it reads from params.yaml.
 BY_NAME = {
-    "parse": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py"],
-    "check_data": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py"],
+    "parse": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py", "data/aerialmd.py"],
+    "check_data": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py", "data/aerialmd.py"],
 }
 
 

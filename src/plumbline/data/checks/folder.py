@@ -17,6 +17,7 @@ from plumbline.errors import DataError
 _SIZES = {"dtu": (128, 160), "sun3d": (192, 256), "rgbd": (192, 256)}
 # Wide enough for a shelf and for a street; params.yaml states what a data set's depth may be, a bare folder does not.
 _DEPTH_RANGE = (0.05, 200.0)
+_DEPTH_RANGES = {"aerialmd": (0.5, 2000.0)}
 
 
 def check_folder(
@@ -26,16 +27,17 @@ def check_folder(
     options: Mapping[str, Any] | None = None,
     *,
     config: CheckConfig | None = None,
-    depth_range: tuple[float, float] = _DEPTH_RANGE,
+    depth_range: tuple[float, float] | None = None,
 ) -> DatasetCheck:
-    """Check every scene of a raw folder (`format_name`: dtu, sun3d or rgbd; `options` of that reader).
+    """Check every scene of a raw folder (`format_name`: dtu, sun3d, rgbd or aerialmd; `options` of that reader).
 
     A scene that cannot be read is wrong, with the reader's message; when one of the usual misreadings reads it, that is
     named too. With `out`, out/<scene>.{json,png,ply} and out/checks.json are written. DataError when there is no scene.
     """
     raw = raw_data(format_name, path, options or {}, size=_SIZES.get(format_name, (192, 256)))
     config = config or CheckConfig()
-    found = [_check(raw, name, config, out, depth_range) for name in raw.reader.scenes(raw.path, raw.options)]
+    expected = depth_range or _DEPTH_RANGES.get(format_name, _DEPTH_RANGE)
+    found = [_check(raw, name, config, out, expected) for name in raw.reader.scenes(raw.path, raw.options)]
     check = DatasetCheck(dataset=format_name, scenes=tuple(found))
     if out is not None:
         write_summary(check, out)

@@ -1,4 +1,4 @@
-"""The embedded data set: ray-cast scenes with exact depth, written as raw DTU and SUN3D folders, traps included.
+"""The embedded data set: ray-cast scenes with exact depth, as raw DTU, SUN3D and AerialMegaDepth folders, traps included.
 
 The folders go through the same download, parse and check as the real ones: nothing downstream knows that they are made.
 Everything follows from the seed; a scene's content depends on the seed, its name and its place in the list alone.
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plumbline.data.synthetic import paths, write
+from plumbline.data.synthetic import aerial, paths, write
 from plumbline.data.synthetic.raycast import depth_map, prepare, render
 from plumbline.data.synthetic.scenes import ARRANGEMENTS, arrangement, room
 from plumbline.data.synthetic.sensor import Sensor, measure, of_scene, photograph
@@ -34,9 +34,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layout: Literal["dtu", "sun3d"]
-    scenes: tuple[str, ...] = Field(min_length=1, description="scan names (scan1, ...) or building/sequence names")
-    views: int = Field(ge=2, description="cameras of a scan, or colour frames of a sequence")
+    layout: Literal["dtu", "sun3d", "aerialmd"]
+    scenes: tuple[str, ...] = Field(
+        min_length=1, description="scan names (scan1, ...), building/sequence names, or numbers of four digits"
+    )
+    views: int = Field(ge=2, description="cameras of a scan, colour frames of a sequence, or pictures of a town")
     size: tuple[int, int] = Field(description="(height, width) of the images in pixels; multiples of 4")
     seed: int = Field(0, ge=0)
     depth_range: tuple[float, float] = Field(
@@ -62,7 +64,12 @@ def generate(config: Config, out: Path, *, workers: int = 2, progress: Callable[
     out.mkdir(parents=True, exist_ok=True)
     if config.layout == "dtu":
         _write_rig(config, out)
-    done = progress or _ignore
+    _make_all(config, out, workers, progress or _ignore)
+    if config.layout == "aerialmd":
+        aerial.write_index(out, config.scenes)
+
+
+def _make_all(config: Config, out: Path, workers: int, done: Callable[[str], None]) -> None:
     if workers <= 1:
         for index in range(len(config.scenes)):
             done(_make(config, index, out))
@@ -82,6 +89,8 @@ def _make(config: Config, index: int, out: Path) -> str:
     rng = np.random.default_rng([config.seed, crc32(name.encode())])
     if config.layout == "dtu":
         _make_scan(config, index, out, rng)
+    elif config.layout == "aerialmd":
+        _make_town(config, index, out, rng)
     else:
         _make_sequence(config, index, out, rng)
     return name
@@ -115,6 +124,19 @@ def _make_scan(config: Config, index: int, out: Path, rng: np.random.Generator) 
         coarse = depth[::4, ::4]
         truth = np.where((coarse >= nearest) & (coarse <= farthest), coarse * 1000, 0).astype(np.float32)
         write.dtu_view(out, config.scenes[index], view, _DTU_LIGHT, photograph(light, sensor, rng), truth)
+
+
+def _make_town(config: Config, index: int, out: Path, rng: np.random.Generator) -> None:
+    aerial.make_scene(
+        out,
+        config.scenes[index],
+        index,
+        views=config.views,
+        size=config.size,
+        sensor=config.sensor,
+        quality=config.jpeg_quality,
+        rng=rng,
+    )
 
 
 def _make_sequence(config: Config, index: int, out: Path, rng: np.random.Generator) -> None:
