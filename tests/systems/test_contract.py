@@ -14,6 +14,15 @@ from plumbline.systems.records import LABELS, Batch, Prediction
 SMALL: dict[str, dict[str, Any]] = {
     "deltaz": {"preset": "tiny", "base_channels": 8, "depth": 2, "patch": 2},
     "deltas": {"preset": "tiny", "keypoints": 32, "samples": 12},
+    "vggt": {
+        "preset": "tiny",
+        "width": 32,
+        "rounds": 2,
+        "camera_blocks": 1,
+        "dpt_features": 16,
+        "dpt_widths": [8, 8, 8, 8],
+        "dpt_layers": [0, 0, 1, 1],
+    },
 }
 ORACLES = {"perturbed", "median_plane"}
 MAPS = ("depth", "mask", "initial_depth", "initial_confidence")

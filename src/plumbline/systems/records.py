@@ -64,11 +64,20 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Cameras:
+    """Predicted cameras of all views, as a Batch has the given ones; metres where the prediction's depth is in metres."""
+
+    cam0_T_cam: Float[Tensor, "b v 4 4"]
+    K: Float[Tensor, "b v 3 3"]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Depth of the first p views (metres; 0 = the system abstains) and, optionally, how sure it is (in [0, 1])."""
 
     depth: Float[Tensor, "b p h w"]
     confidence: Float[Tensor, "b p h w"] | None = None
+    cameras: Cameras | None = None
     internals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
