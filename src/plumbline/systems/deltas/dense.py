@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from plumbline.systems.deltas.config import Config
 from plumbline.systems.deltas.front import FrontFeatures, encoder_channels
-from plumbline.systems.deltas.resnet import run, stages
+from plumbline.systems.deltas.resnet import Pointwise, run, stages
 
 # Entries of a kernel up to which two convolutions over one map are run as one: beyond, copying kernels costs what it saves.
 LARGEST_MERGED = 40_000
@@ -50,9 +50,9 @@ class SparseToDense(nn.Module):
         self.gud_up_proj_layer4 = UpProjection(three, four, side_channels=half)
         self.gud_up_proj_layer5 = UpProjection(four, five)
         self.conv_final = nn.Conv2d(five, 1, 3, padding=1)
-        self.conv_scale8 = nn.Conv2d(two, 1, 1)
-        self.conv_scale4 = nn.Conv2d(three, 1, 1)
-        self.conv_scale2 = nn.Conv2d(four, 1, 1)
+        self.conv_scale8 = Pointwise(two, 1)
+        self.conv_scale4 = Pointwise(three, 1)
+        self.conv_scale2 = Pointwise(four, 1)
 
     def forward(self, sparse: Float[Tensor, "b 1 h w"], image: FrontFeatures) -> DenseDepth:
         """Depth of the images whose features are `image`; height and width must be multiples of 8."""
@@ -143,7 +143,7 @@ class DenseASPP(nn.Module):
 class _Dilated(nn.Module):
     def __init__(self, in_channels: int, channels: int, dilation: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.conv1 = Pointwise(in_channels, channels, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)

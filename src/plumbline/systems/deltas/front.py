@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from plumbline.systems.deltas.config import Config
-from plumbline.systems.deltas.resnet import run, stages
+from plumbline.systems.deltas.resnet import Pointwise, run, stages
 
 # The encoder's own normalisation, which the published network applies to images that are already in [-1, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -53,11 +53,11 @@ class Front(nn.Module):
         first, second, third = config.descriptor_widths
         self.convDa = nn.Conv2d(deepest, first, 3, padding=1)
         self.bnDa = nn.BatchNorm2d(first)
-        self.convDb = nn.Conv2d(first + eighth, second, 1)
+        self.convDb = Pointwise(first + eighth, second)
         self.bnDb = nn.BatchNorm2d(second)
         self.convDc = nn.Conv2d(second, third, 3, padding=1)
         self.bnDc = nn.BatchNorm2d(third)
-        self.convDd = nn.Conv2d(third + quarter + config.encoder_stem, config.descriptor_channels, 1)
+        self.convDd = Pointwise(third + quarter + config.encoder_stem, config.descriptor_channels)
         self.register_buffer("scale", torch.tensor([2 / s for s in DEVIATION]).reshape(3, 1, 1), persistent=False)
         shift = [(1 + m) / s for m, s in zip(MEAN, DEVIATION)]
         self.register_buffer("shift", torch.tensor(shift).reshape(3, 1, 1), persistent=False)
@@ -105,7 +105,7 @@ class Front(nn.Module):
         self.bnPa = nn.BatchNorm2d(first)
         self.convPb = nn.Conv2d(first, second, 3, padding=1)
         self.bnPb = nn.BatchNorm2d(second)
-        self.convPc = nn.Conv2d(second, CELL**2 + 1, 1)
+        self.convPc = Pointwise(second, CELL**2 + 1)
 
 
 def middle_quarter(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h4 w4"]:
