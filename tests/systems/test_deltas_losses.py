@@ -11,11 +11,11 @@ from torch import Tensor
 from plane_scene import scene
 from plumbline.systems.deltas import losses
 from plumbline.systems.deltas.losses import Scale
-from plumbline.systems.deltas.targets import keypoint_truth
+from plumbline.systems.deltas.targets import KeypointTruth, keypoint_truth
 from plumbline.systems.records import Batch
 
 SIZE = (32, 40)
-LEAVES = ("detector_logits", "matches", "points", *losses.SCALES)
+LEAVES = ("detector_logits", "matches", "points", "search_scores", *losses.SCALES)
 
 
 def scale_of(batch: Batch) -> Scale:
@@ -45,6 +45,10 @@ def answer(batch: Batch, *, error: float = 0.0) -> dict[str, Tensor]:
         "usable": truth.seen,
         "points": truth.points + error,
         "defined": torch.ones(b, 60, dtype=torch.bool),
+        "segment_centre": truth.matches,
+        "segment_along": torch.tensor([4.0, 0.0]).expand_as(truth.matches),
+        "search_rows": truth.seen.flatten().nonzero()[:, 0],
+        "search_scores": torch.zeros(int(truth.seen.sum()), 3, 5),
         **maps,
     }
     return {name: value.requires_grad_() if name in LEAVES else value for name, value in kept.items()}
@@ -57,6 +61,37 @@ def gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 
 # --- each by hand ----------------------------------------------------------------------------------------------------
+
+
+def one_search(true_x: float) -> tuple[dict[str, Tensor], KeypointTruth]:
+    """Two keypoints of one source; the first is searched from x = 8 to 12 at y = 5 in 5 steps, its truth is at `true_x`."""
+    scores = torch.zeros(1, 3, 5)
+    scores[0, 1, 3] = math.log(4)
+    internals = {
+        "segment_centre": torch.tensor([[[[10.0, 5.0], [0.0, 0.0]]]]),
+        "segment_along": torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]]),
+        "search_rows": torch.tensor([0]),
+        "search_scores": scores.requires_grad_(),
+    }
+    matches, seen = torch.tensor([[[[true_x, 5.0], [3.0, 3.0]]]]), torch.ones(1, 1, 2, dtype=torch.bool)
+    return internals, KeypointTruth(torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool), matches, seen)
+
+
+# Of 18 shares the fourth step has 6 (4 on the middle line), every other step 3.
+@pytest.mark.parametrize(
+    ("x", "expected"), [(11.0, math.log(3)), (9.0, math.log(6)), (11.5, 0.5 * math.log(18)), (12.1, 0.0), (7.9, 0.0)]
+)
+def test_a_match_s_likelihood_is_that_of_its_place_along_the_segment(x: float, expected: float) -> None:
+    loss = losses.match_likelihood(*one_search(x))
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_likelihood_pulls_towards_the_true_place_alone() -> None:
+    internals, truth = one_search(11.0)
+    losses.match_likelihood(internals, truth).backward()
+    slope = internals["search_scores"].grad[0].sum(0)
+    # d/ds of -log p at its own place is p - 1, elsewhere p.
+    assert slope.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 3 - 1, 1 / 6], abs=1e-6)
 
 
 def test_keypoint_error_is_the_cross_entropy_with_a_soft_target() -> None:

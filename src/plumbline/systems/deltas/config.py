@@ -54,6 +54,7 @@ class LossWeights(BaseModel):
 
     keypoint: float = Field(default=0.1, ge=0, description="detector against keypoint labels")
     match_2d: float = Field(default=1.0, ge=0, description="matches against true reprojections")
+    match_likelihood: float = Field(default=0.0, ge=0, description="of the true reprojection; ours, not the paper's")
     point_3d: float = Field(default=2.0, ge=0, description="triangulated against true points")
     smoothness: float = Field(default=1.0, ge=0, description="edge-aware, of the dense depth")
     depth_full: float = Field(default=2.0, ge=0)
@@ -76,6 +77,7 @@ class Config(BaseModel):
     detector_widths: tuple[Width, Width] = Field(default=(256, 128), description="hidden layers of the detector")
     descriptor_widths: tuple[Width, Width, Width] = Field(default=(128, 256, 256), description="of the descriptor head")
     descriptor_channels: Width = Field(default=128, description="length of a descriptor")
+    descriptor_cell: Literal[8, 4] = Field(default=8, description="pixels from one descriptor to the next")
     depth_stem: Width = Field(default=16, description="channels of the depth encoder's first layer")
     depth_widths: Stages = Field(default=(16, 32, 64, 128), description="inner widths of its four stages")
     depth_blocks: Stages = Field(default=(3, 4, 6, 3), description="bottleneck blocks of each stage")

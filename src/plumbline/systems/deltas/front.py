@@ -27,7 +27,7 @@ class FrontFeatures(NamedTuple):
     skip_eighth: Float[Tensor, "n c3 h8 w8"]
     skip_sixteenth: Float[Tensor, "n c4 h16 w16"]
     features: Float[Tensor, "n c5 h32 w32"]
-    descriptors: Float[Tensor, "n d h8 w8"]
+    descriptors: Float[Tensor, "n d _ _"]
 
     def rows(self, rows: Tensor | slice) -> "FrontFeatures":
         """The same of the images `rows`."""
@@ -43,6 +43,7 @@ class Front(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.recompute = config.checkpointing
+        self.descriptor_cell = config.descriptor_cell
         _, quarter, eighth, _, deepest = self.channels = encoder_channels(config)
         self.conv1 = nn.Conv2d(3, config.encoder_stem, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(config.encoder_stem)
@@ -91,13 +92,18 @@ class Front(nn.Module):
         quarter: Float[Tensor, "n c2 h4 w4"],
         eighth: Float[Tensor, "n c3 h8 w8"],
         deepest: Float[Tensor, "n c5 h32 w32"],
-    ) -> Float[Tensor, "n d h8 w8"]:
-        """Unit descriptors, float32, from four scales."""
+    ) -> Float[Tensor, "n d _ _"]:
+        """Unit descriptors, float32, from four scales, at 1/8 of the size, or 1/4 where a descriptor's cell has 4 pixels."""
         x = F.relu(self.bnDa(self.convDa(deepest)), inplace=True)
         x = F.interpolate(x, size=eighth.shape[-2:], mode="bilinear", align_corners=False)
         x = F.relu(self.bnDb(self.convDb(torch.cat([x, eighth], dim=1))), inplace=True)
         x = F.relu(self.bnDc(self.convDc(x)), inplace=True)
-        x = self.convDd(torch.cat([x, F.avg_pool2d(quarter, 2), middle_quarter(half)], dim=1))
+        if self.descriptor_cell == CELL:
+            fine = F.avg_pool2d(quarter, 2), middle_quarter(half)
+        else:
+            x = F.interpolate(x, size=quarter.shape[-2:], mode="bilinear", align_corners=False)
+            fine = quarter, F.avg_pool2d(half, 2)
+        x = self.convDd(torch.cat([x, *fine], dim=1))
         return F.normalize(x.float(), dim=1, eps=1e-12)
 
     def _add_detector(self, in_channels: int, first: int, second: int) -> None:

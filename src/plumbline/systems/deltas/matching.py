@@ -26,6 +26,19 @@ Score = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Searched:
+    """Soft matches, best scores, and the scores of all candidates of the segments that were searched.
+
+    `rows` are the usable segments, counted over "b s n" flattened.
+    """
+
+    matches: Float[Tensor, "b s n 2"]
+    best: Float[Tensor, "b s n"]
+    rows: Int[Tensor, " m"]
+    scores: Float[Tensor, "m l k"]
+
+
+@dataclass(frozen=True)
 class Segments:
     """Epipolar search segments in the source views, pixels. `direction` is a unit vector along the epipolar line.
 
@@ -134,29 +147,39 @@ def match_reference(
     *,
     score: Score,
     samples: int = 100,
+    cell: int = CELL,
 ) -> tuple[Float[Tensor, "b s n 2"], Float[Tensor, "b s n"]]:
-    """The readable reference of `match`: sample a descriptor at every candidate, then correlate."""
+    """The readable reference of `match`'s matches and best scores: sample a descriptor at every candidate, then correlate."""
     places = candidates(segments, samples)
-    scores = score(correlate_reference(descriptors, keypoints, places))
+    scores = score(correlate_reference(descriptors, keypoints, places, cell=cell))
     matches = soft_match(scores, segments) * segments.usable[..., None]
     return matches, scores.flatten(-2).amax(dim=-1)
 
 
 def match(
+    descriptors: Float[Tensor, "b v c h w"], keypoints: Float[Tensor, "b n 2"], segments: Segments, **options: Any
+) -> tuple[Float[Tensor, "b s n 2"], Float[Tensor, "b s n"]]:
+    """The soft match of each keypoint in each source, pixels ((0, 0) where unusable), and its best score; see `search`."""
+    found = search(descriptors, keypoints, segments, **options)
+    return found.matches, found.best
+
+
+def search(
     descriptors: Float[Tensor, "b v c h w"],
     keypoints: Float[Tensor, "b n 2"],
     segments: Segments,
     *,
     score: Score,
     samples: int = 100,
-) -> tuple[Float[Tensor, "b s n 2"], Float[Tensor, "b s n"]]:
-    """The soft match of each keypoint in each source, pixels ((0, 0) where unusable), and its best score.
+    cell: int = CELL,
+) -> Searched:
+    """Match each keypoint in each source, with the scores of all that was looked at.
 
-    `descriptors` are normalised maps of the views, 8 pixels a cell, the anchor's first. `score` turns correlations
+    `descriptors` are normalised maps of the views, `cell` pixels a cell, the anchor's first. `score` turns correlations
     into scores element by element, on a vector. All candidates of an unusable segment are the same three places, which are
     read once for its best score. Equal to `match_reference`.
     """
-    maps = correlation_maps(descriptors, keypoints)
+    maps = correlation_maps(descriptors, keypoints, cell=cell)
     usable = segments.usable.flatten()
     rows, others = usable.nonzero()[:, 0], (~usable).nonzero()[:, 0]
     searched, skipped = segments.rows(rows), segments.rows(others)
@@ -168,7 +191,7 @@ def match(
     best = found.new_zeros(len(usable)).index_copy(0, rows, found.amax(dim=(-2, -1)))
     best = best.index_copy(0, others, rest.amax(dim=(-2, -1)))
     shape = segments.length.shape
-    return matches.view(*shape, 2), best.view(shape)
+    return Searched(matches.view(*shape, 2), best.view(shape), rows, found)
 
 
 def _split(values: Float[Tensor, " p"], parts: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -186,20 +209,24 @@ def soft_match(scores: Float[Tensor, "*n l k"], segments: Segments) -> Float[Ten
     return segments.place(weights.sum(dim=-2) @ along, weights.sum(dim=-1) @ across)
 
 
-def to_cells(map_size: tuple[int, int], like: Tensor) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
+def to_cells(
+    map_size: tuple[int, int], like: Tensor, *, cell: int = CELL
+) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
     """Scale and shift that take a pixel (x, y) to the fractional (column, row) of the descriptor map read there.
 
-    Off the true cell, (pixel + 0.5) / 8 - 0.5, by up to half a cell at the far border: the published method normalises
+    Off the true cell, (pixel + 0.5) / cell - 0.5, by up to half a cell at the far border: the published method normalises
     for corner-aligned sampling and samples otherwise.
     """
     extent = like.new_tensor([map_size[1], map_size[0]])
-    scale = extent / (extent * CELL - (CELL / 2 + 0.5))
-    return scale, -(CELL / 2 - 0.5) * scale - 0.5
+    scale = extent / (extent * cell - (cell / 2 + 0.5))
+    return scale, -(cell / 2 - 0.5) * scale - 0.5
 
 
-def sample_descriptors(maps: Float[Tensor, "n c h w"], pixels: Float[Tensor, "n p 2"]) -> Float[Tensor, "n p c"]:
+def sample_descriptors(
+    maps: Float[Tensor, "n c h w"], pixels: Float[Tensor, "n p 2"], *, cell: int = CELL
+) -> Float[Tensor, "n p c"]:
     """Unit descriptors at `pixels`, bilinear, zero padding; zero vectors entirely outside."""
-    scale, shift = to_cells((maps.shape[-2], maps.shape[-1]), pixels)
+    scale, shift = to_cells((maps.shape[-2], maps.shape[-1]), pixels, cell=cell)
     extent = pixels.new_tensor([maps.shape[-1], maps.shape[-2]])
     grid = (2 * (pixels * scale + shift) + 1) / extent - 1
     sampled = F.grid_sample(maps, grid[:, None], align_corners=False)[:, :, 0]
@@ -210,10 +237,12 @@ def correlate_reference(
     descriptors: Float[Tensor, "b v c h w"],
     keypoints: Float[Tensor, "b n 2"],
     places: Float[Tensor, "b s n l k 2"],
+    *,
+    cell: int = CELL,
 ) -> Float[Tensor, "b s n l k"]:
     """Dot product of the descriptor at each keypoint of the anchor with that at each of its places in each source."""
-    anchors = sample_descriptors(descriptors[:, 0], keypoints)
-    sources = sample_descriptors(descriptors[:, 1:].flatten(0, 1), places.flatten(0, 1).flatten(1, 3))
+    anchors = sample_descriptors(descriptors[:, 0], keypoints, cell=cell)
+    sources = sample_descriptors(descriptors[:, 1:].flatten(0, 1), places.flatten(0, 1).flatten(1, 3), cell=cell)
     sampled = sources.view(*places.shape[:-1], -1)
     return torch.einsum("bnc,bsnlkc->bsnlk", anchors, sampled)
 
@@ -224,22 +253,25 @@ class CorrelationMaps:
 
     `scores` is the correlation of each keypoint with each cell of its source. `grams` holds dot products of the cells of a
     source: with themselves, with their right and their lower neighbours (twice), and the sum of both diagonals of the 2x2
-    block that starts there (twice). `keypoints` is n, `size` that of a map without its border.
+    block that starts there (twice). `keypoints` is n, `size` that of a map without its border, `cell` its pixels a cell.
     """
 
     scores: Float[Tensor, "bsn hw"]
     grams: Float[Tensor, "4 bs hw"]
     keypoints: int
     size: tuple[int, int]
+    cell: int
 
 
-def correlation_maps(descriptors: Float[Tensor, "b v c h w"], keypoints: Float[Tensor, "b n 2"]) -> CorrelationMaps:
+def correlation_maps(
+    descriptors: Float[Tensor, "b v c h w"], keypoints: Float[Tensor, "b n 2"], *, cell: int = CELL
+) -> CorrelationMaps:
     """Correlate every keypoint with every cell of every source, and every cell with its neighbours."""
-    anchors = sample_descriptors(descriptors[:, 0], keypoints)
+    anchors = sample_descriptors(descriptors[:, 0], keypoints, cell=cell)
     sources = F.pad(descriptors[:, 1:], (1, 1, 1, 1))
     scores = (anchors[:, None] @ sources.flatten(-2)).flatten(0, 2)
     size = (descriptors.shape[-2], descriptors.shape[-1])
-    return CorrelationMaps(scores, _grams(sources.flatten(0, 1)).flatten(-2), keypoints.shape[1], size)
+    return CorrelationMaps(scores, _grams(sources.flatten(0, 1)).flatten(-2), keypoints.shape[1], size, cell)
 
 
 def _grams(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "4 n h w"]:
@@ -262,7 +294,7 @@ def correlate(
     interpolated descriptor would have is a quadratic form of the four cells' dot products.
     """
     width = maps.size[1] + 2
-    start, (nw, ne, sw, se) = _corners(segments, samples, maps.size)
+    start, (nw, ne, sw, se) = _corners(segments, samples, maps)
     area = maps.grams.shape[-1]
     keypoint, source = rows, torch.div(rows, maps.keypoints, rounding_mode="floor")
     dot = _read(maps.scores, _offset(start, keypoint * area), (0, 1, width, width + 1), (nw, ne, sw, se))
@@ -274,10 +306,11 @@ def correlate(
 
 
 def _corners(
-    segments: Segments, samples: int, size: tuple[int, int]
+    segments: Segments, samples: int, maps: CorrelationMaps
 ) -> tuple[Int[Tensor, "m l k"], tuple[Float[Tensor, "m l k"], ...]]:
     """Index of the upper left one of the four cells around each candidate, in a bordered map, and the cells' weights."""
-    scale, shift = to_cells(size, segments.centre)
+    size = maps.size
+    scale, shift = to_cells(size, segments.centre, cell=maps.cell)
     centre = segments.centre * scale + (shift + 1)
     places = _lattice(centre, segments.along * scale, segments.across * scale, samples)
     (left, east), (top, south) = (_cell(place, limit) for place, limit in zip(places, size[::-1], strict=True))

@@ -50,7 +50,9 @@ class System(nn.Module):
         """Depth (metres, 0 where the network answers a negative one) of the leading views, "b p h w".
 
         Internals are of the first view: `keypoints` (x, y) "b n 2" with `scores` "b n" (0: random) and `detector_logits`
-        "b 65 h8 w8"; in the s other views `matches` "b s n 2" and `usable` "b s n"; `match_confidence` "b n v", the
+        "b 65 h8 w8"; in the s other views `matches` "b s n 2", `usable` "b s n" and the segments searched, `segment_centre` and
+        `segment_along` (end to end) "b s n 2", with the scores of the candidates of those that are usable, `search_scores`
+        "m l k" of the rows `search_rows` "m" of "b s n"; `match_confidence` "b n v", the
         anchor's first; `points` "b n 3" (its frame, metres) with `defined` "b n"; `sparse_depth` "b h w"; and, as the
         network answers them, `depth_full`, `depth_half`, `depth_quarter`, `depth_eighth` "b 1 h' w'" in metres, sizes
         rounded up; `search_range` "b 2" and `unit` "b", metres. DataError when the batch lacks poses, a depth range or a
@@ -125,6 +127,10 @@ class System(nn.Module):
             "matches": found.matches,
             "usable": found.usable,
             "match_confidence": found.confidence,
+            "segment_centre": found.segments.centre,
+            "segment_along": found.segments.along,
+            "search_rows": found.search.rows,
+            "search_scores": found.search.scores,
             "points": found.points,
             "defined": found.defined,
             "sparse_depth": sparse,

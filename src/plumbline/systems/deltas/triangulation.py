@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from plumbline.systems.deltas.config import Config
-from plumbline.systems.deltas.matching import match, search_segments
+from plumbline.systems.deltas.matching import Searched, Segments, search, search_segments
 
 # A point further away, in metres along an axis, counts as at infinity.
 LIMIT = 1000.0
@@ -32,7 +32,8 @@ class Triangulated:
     """Matches (pixels) of n keypoints in the s sources, the weight of each of the v views, and the points they meet in.
 
     Points are in the anchor's frame, metres, and 0 where they are not `defined`: where no source has a usable segment or
-    the rays do not meet in a point that is finite.
+    the rays do not meet in a point that is finite. `segments` and `search` say where matches were looked for, and what
+    every candidate scored.
     """
 
     matches: Float[Tensor, "b s n 2"]
@@ -40,6 +41,8 @@ class Triangulated:
     confidence: Float[Tensor, "b n v"]
     points: Float[Tensor, "b n 3"]
     defined: Bool[Tensor, "b n"]
+    segments: Segments
+    search: Searched
 
 
 class Triangulation(nn.Module):
@@ -56,7 +59,7 @@ class Triangulation(nn.Module):
 
     def forward(
         self,
-        descriptors: Float[Tensor, "b v c h8 w8"],
+        descriptors: Float[Tensor, "b v c _ _"],
         keypoints: Float[Tensor, "b n 2"],
         K: Float[Tensor, "b v 3 3"],
         cam_T_cam0: Float[Tensor, "b s 4 4"],
@@ -65,15 +68,17 @@ class Triangulation(nn.Module):
     ) -> Triangulated:
         """Points of the anchor's (view 0's) `keypoints`, searched over `depth_range` (metres) in images of `size`.
 
-        `descriptors` are normalised, 8 pixels a cell, and may reach beyond the images (which were then filled up).
+        `descriptors` are normalised, `descriptor_cell` pixels a cell, and may reach beyond the images (then filled up).
         """
         segments = search_segments(keypoints, K, cam_T_cam0, depth_range, size)
-        matches, best = match(descriptors, keypoints, segments, score=self.score, samples=self.config.samples)
-        weights = self._weights(best, segments.usable)
-        uv = torch.cat([keypoints[:, None], matches], dim=1)
+        options = {"samples": self.config.samples, "cell": self.config.descriptor_cell}
+        found = search(descriptors, keypoints, segments, score=self.score, **options)
+        weights = self._weights(found.best, segments.usable)
+        uv = torch.cat([keypoints[:, None], found.matches], dim=1)
         points, defined = triangulate(uv, weights, projections(K, cam_T_cam0))
         defined = defined & segments.usable.any(dim=1)
-        return Triangulated(matches, segments.usable, weights.mT, points.where(defined[..., None], 0.0), defined)
+        points = points.where(defined[..., None], 0.0)
+        return Triangulated(found.matches, segments.usable, weights.mT, points, defined, segments, found)
 
     def score(self, correlations: Tensor) -> Tensor:
         """Scores of correlations of any shape."""
@@ -103,7 +108,7 @@ def triangulate_svd(
     equations = uv[..., None] * P[:, :, None, 2:] - P[:, :, None, :2]
     A = (weights[..., None, None] * equations).transpose(1, 2).flatten(2, 3)
     X = torch.linalg.svd(A, full_matrices=False).Vh[..., -1, :]
-    defined = _defined(X[..., :3] / X[..., 3:])
+    defined = _defined(X[..., :3] / X[..., 3:], dim=-1)
     return X[..., :3].where(defined[..., None], 0.0) / X[..., 3:].where(defined[..., None], 1.0), defined
 
 
@@ -120,9 +125,9 @@ def triangulate(
     return points, defined
 
 
-def _defined(points: Float[Tensor, "*n 3"]) -> Bool[Tensor, "*n"]:
-    """False for NaN too: it compares as neither."""
-    furthest = points.abs().amax(dim=-1)
+def _defined(points: Tensor, *, dim: int) -> Tensor:
+    """Of points with x, y and z along `dim`; False for NaN too, which compares as neither."""
+    furthest = points.abs().amax(dim)
     return (furthest <= LIMIT) & (furthest > 0)
 
 
@@ -149,13 +154,14 @@ class _Triangulate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, uv: Tensor, weights: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
-        wide = uv.to(torch.float64), weights.to(torch.float64), P.to(torch.float64)
+        # All that is a point's own lies along the last axis.
+        pixels = uv.mT.to(torch.float64, memory_format=torch.contiguous_format)
+        wide = pixels, weights.to(torch.float64), P.to(torch.float64)
         point, pencil = _least(_normal_matrix(*wide))
-        points = point.mT
-        defined = _defined(points)
+        defined = _defined(point, dim=1)
         ctx.mark_non_differentiable(defined)
         ctx.save_for_backward(*wide, point, defined, *pencil)
-        return points.where(defined[..., None], 0.0).to(uv.dtype), defined
+        return point.where(defined[:, None], 0.0).to(uv.dtype).mT, defined
 
     @staticmethod
     @once_differentiable
@@ -164,20 +170,19 @@ class _Triangulate(torch.autograd.Function):
 
         So the loss changes by y^T dM (p, 1) with a 4-vector y, and dM = dA^T A + A^T dA.
         """
-        uv, weights, P, point, defined, *pencil = ctx.saved_tensors
-        g = _Pencil(*pencil).solve(gradient.mT.to(torch.float64))
-        onto = (point * g).sum(1, keepdim=True) / (1 + point.square().sum(1, keepdim=True))
+        pixels, weights, P, point, defined, *pencil = ctx.saved_tensors
+        g = _Pencil(*pencil).solve(gradient.mT.to(torch.float64, memory_format=torch.contiguous_format))
+        onto = (point * g).sum(1, keepdim=True).div_(point.square().sum(1, keepdim=True).add_(1))
         # (p, 1) and y = (p (p . g) / (1 + p^2) - g, (p . g) / (1 + p^2)), as the views project them.
         seen = P[..., :3] @ point[:, None] + P[..., 3:]
-        moved = P[..., 3:] * onto[:, None] - P[..., :3] @ (g - point * onto)[:, None]
+        moved = P[..., :3] @ torch.addcmul(-g, point, onto)[:, None] + P[..., 3:] * onto[:, None]
         # Rows of A, without their weights, times (p, 1) and times y.
-        position = uv.mT
-        residual, change = (position * v[:, :, 2:] - v[:, :, :2] for v in (seen, moved))
-        to_uv = weights.square()[:, :, None] * (change * seen[:, :, 2:] + residual * moved[:, :, 2:])
-        to_weights = 2 * weights * (residual * change).sum(2)
+        residual, change = ((pixels * v[:, :, 2:]).sub_(v[:, :, :2]) for v in (seen, moved))
+        to_weights = (residual * change).sum(2).mul_(weights).mul_(2)
+        to_pixels = change.mul_(seen[:, :, 2:]).addcmul_(residual, moved[:, :, 2:]).mul_(weights.square()[:, :, None])
         known = defined[:, None]
         return (
-            to_uv.mT.where(known[..., None], 0.0).to(gradient.dtype),
+            to_pixels.where(known[:, None], 0.0).to(gradient.dtype).mT,
             to_weights.where(known, 0.0).to(gradient.dtype),
             None,
         )
@@ -188,7 +193,7 @@ def _times(matrix: Float[Tensor, "b 3 3 n"], vector: Float[Tensor, "b 3 n"]) -> 
 
 
 def _normal_matrix(
-    uv: Float[Tensor, "b v n 2"], weights: Float[Tensor, "b v n"], P: Float[Tensor, "b v 3 4"]
+    pixels: Float[Tensor, "b v 2 n"], weights: Float[Tensor, "b v n"], P: Float[Tensor, "b v 3 4"]
 ) -> Float[Tensor, "b 6 6 n"]:
     """A^T A of every point, with rows and columns in the order 3 0 1 2 0 1: minors are then products of slices.
 
@@ -198,7 +203,7 @@ def _normal_matrix(
     columns = torch.cat([P[..., 3:], P[..., :3], P[..., :2]], dim=-1)
     rows = columns[:, :, :, None, :, None] * columns[:, :, None, :, None, :]
     shared = P.new_tensor(_FORMS) @ rows.view(*P.shape[:2], 9, 36)
-    u, v = uv.unbind(-1)
+    u, v = pixels.unbind(2)
     square = weights.square()
     squared_u, squared_v = square * u, square * v
     own = torch.stack([square, squared_u, squared_v, (squared_u * u).addcmul_(squared_v, v)], dim=2)
