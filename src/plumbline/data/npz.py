@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -49,9 +49,9 @@ def _member(archive: zipfile.ZipFile, name: str, where: str) -> Shaped[np.ndarra
     try:
         with archive.open(name) as stream:
             header = _HEADERS.get(np.lib.format.read_magic(stream))
-            shape, by_columns, dtype = header(stream) if header else ((), False, np.dtype(float))
+            shape, _, dtype = header(stream) if header else ((), False, np.dtype(float))
             if dtype.hasobject:
-                return _objects(stream, shape, dtype, "F" if by_columns else "C", where)
+                return _objects(stream, shape, dtype, where)
         with archive.open(name) as stream:
             return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
     except (ValueError, EOFError) as error:
@@ -59,7 +59,7 @@ def _member(archive: zipfile.ZipFile, name: str, where: str) -> Shaped[np.ndarra
 
 
 def _objects(
-    stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], order: str, where: str
+    stream: zipfile.ZipExtFile, shape: tuple[int, ...], dtype: np.dtype[Any], where: str
 ) -> Shaped[np.ndarray, "..."]:
     if dtype != np.dtype(object):
         raise DataError(f"{where}: {dtype} mixes objects into records; expected strings, numbers and None.")
@@ -73,7 +73,8 @@ def _objects(
     values = _values(found, shape, where)
     array = np.empty(len(values), object)
     array[:] = values
-    return array.reshape(shape, order="F" if order == "F" else "C")
+    # Unlike plain ones, arrays of objects are listed row by row even where they lay in memory by columns.
+    return array.reshape(shape)
 
 
 def _values(found: Any, shape: tuple[int, ...], where: str) -> list[Any]:

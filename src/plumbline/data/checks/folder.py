@@ -13,8 +13,8 @@ from plumbline.data.checks.scene import check_scene
 from plumbline.data.checks.verdict import percent
 from plumbline.errors import DataError
 
-# DTU's depth maps come in this size; the others are 4:3 images of at least 320x240.
-_SIZES = {"dtu": (128, 160), "sun3d": (192, 256), "rgbd": (192, 256)}
+# DTU's depth maps come in this size; others are 4:3 images of at least 320x240; AerialMegaDepth's are cut to squares.
+_SIZES = {"dtu": (128, 160), "sun3d": (192, 256), "rgbd": (192, 256), "aerialmd": (224, 224)}
 # Wide enough for a shelf and for a street; params.yaml states what a data set's depth may be, a bare folder does not.
 _DEPTH_RANGE = (0.05, 200.0)
 _DEPTH_RANGES = {"aerialmd": (0.5, 2000.0)}
