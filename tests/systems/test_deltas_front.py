@@ -8,7 +8,7 @@ from plumbline.systems.deltas.config import Config
 from plumbline.systems.deltas.front import DEVIATION, MEAN, Front, encoder_channels, middle_quarter
 from plumbline.systems.deltas.resnet import Bottleneck, run, stage
 
-SMALL = Config(preset="tiny", encoder_widths=(4, 4, 8, 8), descriptor_channels=12)
+SMALL = Config(preset="tiny", encoder_widths=(4, 4, 8, 8), descriptor_channels=12, descriptor_cell=8)
 
 
 @pytest.fixture
@@ -39,6 +39,19 @@ def test_maps_halve_and_descriptors_are_unit_vectors(front: Front, size: tuple[i
     assert maps.descriptors.shape == (2, 12, *ceil[2])
     torch.testing.assert_close(maps.descriptors.norm(dim=1), torch.ones(2, *ceil[2]))
     assert front.detect(maps).shape == (2, 65, *ceil[2])
+
+
+def test_descriptors_may_be_twice_as_dense(front: Front) -> None:
+    dense = Front(SMALL.model_copy(update={"descriptor_cell": 4})).eval()
+    dense.load_state_dict(front.state_dict())
+    half, quarter, eighth, _, deepest = front.encode(torch.rand(1, 3, 24, 40))
+    resize = lambda x, like: F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)  # noqa: E731
+    x = resize(F.relu(front.bnDa(front.convDa(deepest))), eighth)
+    x = F.relu(front.bnDb(front.convDb(torch.cat([x, eighth], dim=1))))
+    x = F.relu(front.bnDc(front.convDc(x)))
+    for made, like in ((front, eighth), (dense, quarter)):
+        answer = made.convDd(torch.cat([resize(x, like), resize(quarter, like), resize(half, like)], dim=1))
+        torch.testing.assert_close(made.describe(half, quarter, eighth, deepest), F.normalize(answer, dim=1))
 
 
 def test_images_are_normalised_twice_and_padded_after_that(front: Front) -> None:
