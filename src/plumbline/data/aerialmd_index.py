@@ -34,18 +34,22 @@ class Index:
 
     def tags_of(self, scene: str) -> list[str]:
         """Tags of the images of a scene that are in a pair, by number."""
-        used = np.unique(np.concatenate([self.first, self.second]))
-        return [str(tag) for tag in self.tags[used[self.scenes[used] == scene]]]
+        # Once an image, not once a pair: there are a hundred thousand images, but millions of pairs.
+        used = np.zeros(len(self.tags), bool)
+        used[self.first] = used[self.second] = True
+        return [str(tag) for tag in self.tags[used & (self.scenes == scene)]]
 
     def pairs_of(self, scene: str) -> list[tuple[str, str, float]]:
         """(tag, tag, score) of each pair of a scene, in the file's order."""
-        rows = np.flatnonzero(self.scenes[self.first] == scene)
+        rows = np.flatnonzero((self.scenes == scene)[self.first])
         first, second = self.tags[self.first[rows]], self.tags[self.second[rows]]
         return [(str(a), str(b), float(c)) for a, b, c in zip(first, second, self.score[rows], strict=True)]
 
     def scene_names(self) -> list[str]:
         """Names of the scenes that have a pair, sorted."""
-        return [str(name) for name in np.unique(self.scenes[self.first])]
+        used = np.zeros(len(self.tags), bool)
+        used[self.first] = True
+        return [str(name) for name in np.unique(self.scenes[used])]
 
 
 def read_index(path: Path, *, rows: Sequence[int] | None = None, across: Literal["error", "drop"] = "error") -> Index:
@@ -68,7 +72,8 @@ def read_index(path: Path, *, rows: Sequence[int] | None = None, across: Literal
     first, second, score = _pairs(arrays["pairs"], rows, path)
     index = Index(path, tags, scenes, first, second, score)
     _validate(index, rows)
-    apart = scenes[first] != scenes[second]
+    _, number = np.unique(scenes, return_inverse=True)
+    apart = number[first] != number[second]
     if apart.any() and across == "error":
         raise DataError(_across(index, apart, rows))
     return Index(path, tags, scenes, first[~apart], second[~apart], score[~apart])
@@ -115,7 +120,7 @@ def _validate(index: Index, rows: Sequence[int] | None) -> None:
         raise DataError(
             f"{index.path}: pair {_row(row, rows)} names image {named}, but there are images 0..{len(index.tags) - 1}. {_ADVICE}"
         )
-    empty = (index.tags[ids] == "") | (index.scenes[ids] == "")
+    empty = ((index.tags == "") | (index.scenes == ""))[ids]
     if empty.any():
         row = int(np.flatnonzero(empty.any(axis=0))[0])
         named = int(ids[empty[:, row], row][0])

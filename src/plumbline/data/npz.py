@@ -58,9 +58,7 @@ def _member(archive: zipfile.ZipFile, name: str, where: str) -> Shaped[np.ndarra
         raise DataError(f"{where}: not a readable array ({error}). Fetch the file again.") from error
 
 
-def _objects(
-    stream: zipfile.ZipExtFile, shape: tuple[int, ...], dtype: np.dtype[Any], where: str
-) -> Shaped[np.ndarray, "..."]:
+def _objects(stream: Any, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> Shaped[np.ndarray, "..."]:
     if dtype != np.dtype(object):
         raise DataError(f"{where}: {dtype} mixes objects into records; expected strings, numbers and None.")
     try:
@@ -123,8 +121,8 @@ def _scalar(dtype: Any = None, data: Any = None, *_: Any) -> Any:
     code = dtype.arguments[0] if isinstance(dtype, _Record) and dtype.kind == "dtype" else None
     if not isinstance(code, str) or not _SCALAR.fullmatch(code) or not isinstance(data, bytes):
         raise pickle.UnpicklingError("it holds a numpy scalar that is no number and no string")
-    order = dtype.state[1] if dtype.state else "="
-    return np.frombuffer(data, np.dtype(code).newbyteorder(order if order in ("<", ">") else "="), 1)[0].item()
+    order = dtype.state[1] if dtype.state and dtype.state[1] in ("<", ">") else "="
+    return np.frombuffer(data, np.dtype(f"{order}{code}"), 1)[0].item()
 
 
 _MAKERS = {
