@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from plumbline.errors import PlumblineError
+
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -25,6 +27,23 @@ def prepare() -> None:
     end_with_parent()
     keep_freed_memory()
     allow_open_files()
+
+
+@contextlib.contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`; PlumblineError saying `what` another process is doing where one holds it."""
+    # Imported late: a stage should start its work at once.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise PlumblineError(f"{what} by another process. Wait for it, or end it first.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def end_with_parent(signum: int = signal.SIGTERM) -> bool:

@@ -15,7 +15,7 @@ from plumbline.config import DatasetConfig, parse
 from plumbline.data.canonical import FORMAT_VERSION, fit, list_scenes, validate_view, write_scene
 from plumbline.errors import ConfigError, DataError, PlumblineError
 from plumbline.files import replace_folder
-from plumbline.process import end_with_parent
+from plumbline.process import end_with_parent, only_one
 from plumbline.progress import progress
 from plumbline.records import View
 
@@ -52,7 +52,7 @@ def parse_dataset(
     names = _wanted(dataset, config, module.scenes(raw, options))
     work = scratch / f"parse-{dataset}-{_content_key(config, identity)}"
     work.mkdir(parents=True, exist_ok=True)
-    with _only_one(work.with_suffix(".lock"), dataset):
+    with only_one(work.with_suffix(".lock"), f"{dataset} is being parsed"):
         jobs = [Job(dataset, name, config, raw, work / name) for name in names]
         _write_all(dataset, [job for job in jobs if not (job.folder / "scene.json").exists()])
         _drop_others(work, list_scenes(work), names)
@@ -75,18 +75,6 @@ def _content_key(config: DatasetConfig, identity: str) -> str:
     for code in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(code.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _only_one(path: Path, dataset: str) -> Any:
-    # Imported late, like the pool below: a stage should start its work at once.
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise PlumblineError(f"{dataset} is being parsed by another process. Wait for it, or end it first.") from error
-    return lock
 
 
 def _write_all(dataset: str, jobs: list[Job]) -> None:

@@ -25,9 +25,9 @@ from pydantic import Field
 from plumbline.config import DatasetConfig, Section
 from plumbline.data.canonical import read_scene
 from plumbline.data.samples import open_split
-from plumbline.errors import DataError, PlumblineError
+from plumbline.errors import DataError
 from plumbline.files import atomic_path, read_npy, replace_folder, sha256_file, write_json
-from plumbline.process import end_with_parent
+from plumbline.process import end_with_parent, only_one
 from plumbline.progress import progress
 from plumbline.records import Scene
 
@@ -224,7 +224,7 @@ def write_labels(
     label = teacher or partial(label_images, config=config)
     work = scratch / f"pseudo_labels-{dataset}-{_content_key(config, scenes, opened)}"
     work.mkdir(parents=True, exist_ok=True)
-    with _only_one(work.with_suffix(".lock"), dataset):
+    with only_one(work.with_suffix(".lock"), f"{dataset} is being labelled"):
         _drop_others(work, opened)
         missing = {name: scene for name, scene in opened.items() if not _file(work, name).exists()}
         count = 1 if teacher else workers or os.cpu_count() or 1
@@ -310,18 +310,6 @@ def _content_key(config: PseudoLabelConfig, scenes: Path, opened: Mapping[str, S
         hashes = [sha256_file(file) for file in files]
         digest.update(json.dumps([name, scene.view_names, hashes]).encode())
     return digest.hexdigest()[:16]
-
-
-def _only_one(path: Path, dataset: str) -> Any:
-    # Imported late, like the pool: a stage should start its work at once.
-    from filelock import FileLock, Timeout
-
-    try:
-        return FileLock(path).acquire(timeout=0)
-    except Timeout as error:
-        raise PlumblineError(
-            f"{dataset} is being labelled by another process. Wait for it, or end it first."
-        ) from error
 
 
 def _drop_others(work: Path, wanted: Mapping[str, Scene]) -> None:
