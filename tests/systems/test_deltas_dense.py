@@ -15,6 +15,7 @@ from plumbline.systems.deltas.dense import (
     enlarge_and_convolve_reference,
     inserts_zeros,
     sparse_depth_image,
+    spread_depth,
 )
 from plumbline.systems.deltas.front import Front
 
@@ -138,3 +139,30 @@ def test_undefined_depths_do_no_harm() -> None:
     assert image.tolist() == [[[0.0, 2.0]]]
     image.sum().backward()
     assert torch.isfinite(z.grad).all()
+
+
+@pytest.mark.parametrize("size", [(16, 24), (13, 21), (1, 7)])
+def test_spreading_one_depth_fills_the_image_with_it(size: tuple[int, int]) -> None:
+    sparse = torch.zeros(2, *size)
+    sparse[0, size[0] // 2, 3] = 2.5
+    spread = spread_depth(sparse)
+    torch.testing.assert_close(spread[0], torch.full(size, 2.5))
+    assert not spread[1].any()
+
+
+def test_spreading_keeps_to_what_is_near_and_lets_gradients_through() -> None:
+    sparse = torch.zeros(1, 32, 32)
+    sparse[0, ::2, :14:2], sparse[0, ::2, 18::2] = 2.0, 4.0
+    sparse.requires_grad_()
+    spread = spread_depth(sparse)
+    assert (spread[0, :, :8] < 2.3).all() and (spread[0, :, 24:] > 3.4).all()
+    spread.sum().backward()
+    assert torch.isfinite(sparse.grad).all() and (sparse.grad[sparse > 0] > 0).all()
+
+
+def test_spreading_averages_inverse_depths() -> None:
+    sparse = torch.zeros(1, 2, 2)
+    sparse[0, 0, 0], sparse[0, 1, 1] = 1.0, 3.0
+    # The only coarser cell holds the mean inverse depth, 2/3; a measured pixel weighs as much as it.
+    expected = torch.tensor([[[6 / 5, 3 / 2], [3 / 2, 2.0]]])
+    torch.testing.assert_close(spread_depth(sparse), expected)

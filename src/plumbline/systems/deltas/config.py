@@ -33,15 +33,19 @@ TINY: dict[str, Any] = {
     "detector_widths": (32, 32),
     "descriptor_widths": (48, 64, 64),
     "descriptor_channels": 64,
+    "descriptor_cell": 4,
     "depth_stem": 8,
     "depth_widths": (8, 12, 16, 24),
     "depth_blocks": (1, 1, 1, 1),
     "decoder_widths": (64, 48, 32, 16, 8),
     "aspp_width": 24,
     "aspp_dilations": (2, 4, 6),
-    "keypoints": 128,
+    "keypoints": 768,
+    "nms_radius": 4,
+    "spread": True,
+    "smooth_l1_beta": 0.05,
     "samples": 40,
-    "match_gain": 8.0,
+    "match_gain": 16.0,
     "unit": "range",
 }
 PRESETS: dict[str, dict[str, Any]] = {"full": {}, "tiny": TINY}
@@ -102,6 +106,9 @@ class Config(BaseModel):
         default=None, description="metres; the published code used [0.5, 10] whatever the data; null: the depth range"
     )
     match_gain: float = Field(default=1.0, gt=0, le=100, description="first weight of the correlations' norm")
+    spread: bool = Field(
+        default=False, description="encode the sparse depth spread over the image; a small net cannot learn that fast"
+    )
     sparse_depth: bool = Field(default=True, description="false: densify an empty sparse depth image (ablation)")
     matching_confidence: bool = Field(default=True, description="false: all views weigh the same (ablation)")
 

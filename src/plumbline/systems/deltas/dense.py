@@ -189,6 +189,32 @@ def enlarge_and_convolve(
     return F.conv_transpose2d(x, turned, stride=2, padding=2, output_padding=missing)
 
 
+def spread_depth(sparse: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    """The sparse depth (0: unknown) over the whole image; 0 where nothing is known at all.
+
+    A pyramid of sums: each pixel takes the mean inverse depth of what is known in its cell, with one more measurement's
+    weight for what the coarser cells around it say. Means of inverse depth, for that is what a match's error is
+    proportional to. Ours, not the paper's.
+    """
+    known = (sparse > 0).to(sparse.dtype)[:, None]
+    inverse = known / torch.where(sparse > 0, sparse, 1.0)[:, None]
+    levels = [(inverse, known)]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        levels.append((_sum_of_cells(levels[-1][0]), _sum_of_cells(levels[-1][1])))
+    total, count = levels.pop()
+    mean = total / count.clamp(min=1)
+    for total, count in reversed(levels):
+        size = (2 * mean.shape[-2], 2 * mean.shape[-1])
+        around = F.interpolate(mean, size=size, mode="bilinear", align_corners=False)
+        mean = (total + around[..., : total.shape[-2], : total.shape[-1]]) / (count + 1)
+    return torch.where(mean > 0, 1 / mean.clamp(min=1e-6), 0.0)[:, 0]
+
+
+def _sum_of_cells(x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 _ _"]:
+    """Sums of 2x2 pixels; an odd last row or column stands alone."""
+    return 4 * F.avg_pool2d(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)), 2)
+
+
 def sparse_depth_image(
     keypoints: Float[Tensor, "b n 2"],
     z: Float[Tensor, "b n"],

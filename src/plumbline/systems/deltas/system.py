@@ -14,7 +14,7 @@ from plumbline.systems.augment import augment
 from plumbline.systems.blocks import pad_to_multiple
 from plumbline.systems.deltas import losses, pretrained
 from plumbline.systems.deltas.config import Config
-from plumbline.systems.deltas.dense import DenseDepth, SparseToDense, sparse_depth_image
+from plumbline.systems.deltas.dense import DenseDepth, SparseToDense, sparse_depth_image, spread_depth
 from plumbline.systems.deltas.diagnostics import diagnostics
 from plumbline.systems.deltas.front import CELL, Front, FrontFeatures
 from plumbline.systems.deltas.keypoints import select_keypoints
@@ -176,8 +176,9 @@ class System(nn.Module):
     def _densify(self, batch: Batch, sparse: Tensor, anchor: FrontFeatures) -> dict[str, Tensor]:
         height, width = _size(batch)
         unit = self.unit(batch)[:, None, None, None]
+        given = spread_depth(sparse) if self.config.spread else sparse
         # What is filled up holds no measurement.
-        padded = nn.functional.pad(sparse[:, None] / unit, (0, -width % CELL, 0, -height % CELL))
+        padded = nn.functional.pad(given[:, None] / unit, (0, -width % CELL, 0, -height % CELL))
         dense: DenseDepth = self.dense(padded, anchor)
         return {
             name: unit * depth[..., : -(-height // factor), : -(-width // factor)]
