@@ -169,6 +169,7 @@ def test_components_are_scalars_that_reach_every_output_of_the_network() -> None
     reached = {
         "keypoint": "detector_logits",
         "match_2d": "matches",
+        "match_likelihood": "search_scores",
         "point_3d": "points",
         "smoothness": "depth_full",
         **{name: name for name in losses.SCALES},
@@ -200,18 +201,31 @@ def test_matches_are_pulled_to_the_true_reprojection_not_to_the_anchor_s_pixel()
     assert not of_matches[~counts].any()
 
 
+def one_of(kept: dict[str, Tensor], sample: int) -> dict[str, Tensor]:
+    """What is kept of one sample. Searches are rows over all samples."""
+    per_sample = kept["usable"][0].numel()
+    own = torch.div(kept["search_rows"], per_sample, rounding_mode="floor") == sample
+    searches = {
+        "search_rows": kept["search_rows"][own] - sample * per_sample,
+        "search_scores": kept["search_scores"][own],
+    }
+    return {name: value[sample : sample + 1] for name, value in kept.items() if name not in searches} | searches
+
+
 def test_means_are_over_samples() -> None:
     batch = labelled()
     kept = answer(batch, error=0.3)
-    both = losses.components(kept, batch, scale_of(batch))
-    halves = [
-        losses.components(
-            {name: value[rows] for name, value in kept.items()}, batch.rows(rows), scale_of(batch.rows(rows))
+    with torch.no_grad():
+        kept["search_scores"][:, 1] = torch.rand(
+            len(kept["search_scores"]), 5, generator=torch.Generator().manual_seed(5)
         )
-        for rows in (slice(0, 1), slice(1, 2))
-    ]
+    both = losses.components(kept, batch, scale_of(batch))
+    alone = []
+    for sample in range(2):
+        own = batch.rows(slice(sample, sample + 1))
+        alone.append(losses.components(one_of(kept, sample), own, scale_of(own)))
     for name, value in both.items():
-        assert value.item() == pytest.approx((halves[0][name].item() + halves[1][name].item()) / 2, rel=1e-5), name
+        assert value.item() == pytest.approx((alone[0][name].item() + alone[1][name].item()) / 2, rel=1e-5), name
 
 
 def test_without_anything_valid_losses_are_zero_and_so_are_their_gradients() -> None:
