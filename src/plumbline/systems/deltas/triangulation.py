@@ -18,6 +18,8 @@ from plumbline.systems.deltas.matching import Searched, Segments, search, search
 LIMIT = 1000.0
 # What keeps a view without a usable segment from having no weight at all.
 LEAST_CONFIDENCE = 1e-3
+# What a determinant loses to rounding, as a share of the cube of the trace, with a margin of a hundred.
+ROUNDING = 1e-13
 # A pixel (u, v) of weight q adds to A^T A, between the three rows of P, these times q^2, q^2 u, q^2 v and q^2 (u^2 + v^2).
 _FORMS = (
     (1, 0, 0, 0, 1, 0, 0, 0, 0),
@@ -135,15 +137,18 @@ class _Pencil(NamedTuple):
     """What solves (S - x) y = z for any z, where S is the leading 3x3 of M and x the smallest eigenvalue of M."""
 
     S: Float[Tensor, "b 3 3 n"]
-    adjugate: Float[Tensor, "b 3 3 n"]
-    trace: Float[Tensor, "b 1 n"]
-    root: Float[Tensor, "b 1 n"]
+    alpha: Float[Tensor, "b 1 n"]
+    beta: Float[Tensor, "b 1 n"]
     determinant: Float[Tensor, "b 1 n"]
 
     def solve(self, z: Float[Tensor, "b 3 n"]) -> Float[Tensor, "b 3 n"]:
-        """By the adjugate of S - x, which is adj S + x (S - tr S) + x^2."""
-        linear = _times(self.S, z).addcmul_(self.trace, z, value=-1)
-        return _combine(_times(self.adjugate, z), linear, z, self)
+        """By the adjugate of S - x, which is S^2 + alpha S + beta (Cayley and Hamilton)."""
+        once = _times(self.S, z)
+        return self.combine(_times(self.S, once), once, z)
+
+    def combine(self, twice: Tensor, once: Tensor, z: Tensor) -> Float[Tensor, "b 3 n"]:
+        """As `solve`, given S^2 z and S z; overwrites S^2 z."""
+        return twice.addcmul_(self.alpha, once).addcmul_(self.beta, z).div_(self.determinant)
 
 
 class _Triangulate(torch.autograd.Function):
@@ -158,7 +163,8 @@ class _Triangulate(torch.autograd.Function):
         pixels = uv.mT.to(torch.float64, memory_format=torch.contiguous_format)
         wide = pixels, weights.to(torch.float64), P.to(torch.float64)
         point, pencil = _least(_normal_matrix(*wide))
-        defined = _defined(point, dim=1)
+        # At infinity point and determinant vanish together: what is left of either is rounding.
+        defined = _defined(point, dim=1) & (pencil.determinant > ROUNDING * pencil.alpha.abs() ** 3)[:, 0]
         ctx.mark_non_differentiable(defined)
         ctx.save_for_backward(*wide, point, defined, *pencil)
         return point.where(defined[:, None], 0.0).to(uv.dtype).mT, defined
@@ -194,44 +200,42 @@ def _times(matrix: Float[Tensor, "b 3 3 n"], vector: Float[Tensor, "b 3 n"]) -> 
 
 def _normal_matrix(
     pixels: Float[Tensor, "b v 2 n"], weights: Float[Tensor, "b v n"], P: Float[Tensor, "b v 3 4"]
-) -> Float[Tensor, "b 6 6 n"]:
-    """A^T A of every point, with rows and columns in the order 3 0 1 2 0 1: minors are then products of slices.
+) -> Float[Tensor, "b 4 4 n"]:
+    """A^T A of every point.
 
     A view adds q^2 P^T [[1, 0, -u], [0, 1, -v], [-u, -v, u^2 + v^2]] P: products of rows of P, which all points share, times
     four numbers of the point.
     """
-    columns = torch.cat([P[..., 3:], P[..., :3], P[..., :2]], dim=-1)
-    rows = columns[:, :, :, None, :, None] * columns[:, :, None, :, None, :]
-    shared = P.new_tensor(_FORMS) @ rows.view(*P.shape[:2], 9, 36)
+    rows = P[:, :, :, None, :, None] * P[:, :, None, :, None, :]
+    shared = P.new_tensor(_FORMS) @ rows.view(*P.shape[:2], 9, 16)
     u, v = pixels.unbind(2)
     square = weights.square()
     squared_u, squared_v = square * u, square * v
     own = torch.stack([square, squared_u, squared_v, (squared_u * u).addcmul_(squared_v, v)], dim=2)
-    return (shared.flatten(1, 2).mT @ own.flatten(1, 2)).view(len(P), 6, 6, -1)
+    return (shared.flatten(1, 2).mT @ own.flatten(1, 2)).view(len(P), 4, 4, -1)
 
 
-def _least(M: Float[Tensor, "b 6 6 n"]) -> tuple[Float[Tensor, "b 3 n"], _Pencil]:
+def _least(M: Float[Tensor, "b 4 4 n"]) -> tuple[Float[Tensor, "b 3 n"], _Pencil]:
     """The point p and what solves with S - x.
 
-    The smallest eigenvalue x is the smallest root of the characteristic polynomial of M.
+    The smallest eigenvalue x is the smallest root of the characteristic polynomial of M, whose coefficients follow from those
+    of S (i1, i2, i3) and from s^T S^k s.
     """
-    S, s, t = M[:, 1:4, 1:4], M[:, 1:4, 0], M[:, 0, 0]
-    upper, lower = M[:, 2:5], M[:, 3:6]
-    adjugate = (upper[:, :, 2:5] * lower[:, :, 3:6]).addcmul_(upper[:, :, 3:6], lower[:, :, 2:5], value=-1)
-    trace, minors = (matrix.diagonal(dim1=1, dim2=2).sum(-1) for matrix in (S, adjugate))
-    determinant = (S[:, 0] * adjugate[:, 0]).sum(1)
-    constant, linear = _times(adjugate, s), _times(S, s).addcmul_(trace[:, None], s, value=-1)
-    c0, c1, c2 = ((s * vector).sum(1) for vector in (constant, linear, s))
-    e2, e3, e4 = (minors - c2).addcmul_(t, trace), (determinant + c1).addcmul_(t, minors), (t * determinant).sub_(c0)
-    root = _smallest_root(trace + t, e2, e3, e4)
-    determinant.addcmul_(root, (trace - root).mul_(root).sub_(minors))
-    pencil = _Pencil(S, adjugate, trace[:, None], root[:, None], determinant[:, None])
-    return _combine(constant, linear, s, pencil).neg_(), pencil
-
-
-def _combine(constant: Tensor, linear: Tensor, square: Tensor, pencil: _Pencil) -> Float[Tensor, "b 3 n"]:
-    """(S - x)^-1 from the coefficients of its adjugate, a polynomial in x."""
-    return torch.addcmul(constant, pencil.root, torch.addcmul(linear, pencil.root, square)).div_(pencil.determinant)
+    S, s, t = M[:, :3, :3], M[:, :3, 3], M[:, 3, 3]
+    once = _times(S, s)
+    twice = _times(S, once)
+    b0, b1, b2, b3 = ((a * b).sum(1) for a, b in ((s, s), (s, once), (once, once), (once, twice)))
+    i1 = S.diagonal(dim1=1, dim2=2).sum(-1)
+    i2 = (i1 * i1).sub_(S.square().sum((1, 2))).mul_(0.5)
+    c1, c0 = torch.addcmul(b1, i1, b0, value=-1), torch.addcmul(b2, i1, b1, value=-1).addcmul_(i2, b0)
+    # s^T times S's own equation, S^3 - i1 S^2 + i2 S - i3 = 0, times s: no number where s = 0, without any baseline.
+    i3 = b3.addcmul_(i1, b2, value=-1).addcmul_(i2, b1).div_(b0)
+    e2, e3, e4 = (i2 - b0).addcmul_(t, i1), (i3 + c1).addcmul_(t, i2), (t * i3).sub_(c0)
+    x = _smallest_root(i1 + t, e2, e3, e4)
+    alpha = x - i1
+    beta = torch.addcmul(i2, x, alpha)
+    pencil = _Pencil(S, alpha[:, None], beta[:, None], i3.addcmul_(x, beta, value=-1)[:, None])
+    return pencil.combine(twice, once, s).neg_(), pencil
 
 
 def _smallest_root(
