@@ -19,7 +19,10 @@ class CameraHead(nn.Module):
         self.iterations = config.camera_iterations
         self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, FIELDS))
         self.trunk = nn.Sequential(
-            *(Block(width, config.camera_heads, mlp_ratio=config.mlp_ratio) for _ in range(config.camera_blocks))
+            *(
+                Block(width, config.camera_heads, mlp_ratio=config.mlp_ratio, layer_scale=config.layer_scale)
+                for _ in range(config.camera_blocks)
+            )
         )
         self.token_norm = nn.LayerNorm(width)
         self.trunk_norm = nn.LayerNorm(width)

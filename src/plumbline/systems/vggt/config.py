@@ -83,7 +83,7 @@ class Config(BaseModel):
     rounds: int = Field(default=24, ge=1, le=256, description="of a frame block and a global block each")
     heads: int = Field(default=16, ge=1, le=256)
     rope_base: float = Field(default=100.0, gt=1)
-    layer_scale: float = Field(default=0.01, gt=0, le=1, description="first strength of the rounds' branches")
+    layer_scale: float = Field(default=0.01, gt=0, le=1, description="first strength of a branch, but in the embedder")
 
     camera: bool = Field(default=True, description="false: no camera head")
     camera_blocks: int = Field(default=4, ge=1, le=64)
@@ -100,6 +100,10 @@ class Config(BaseModel):
 
     metric_from: Literal["nothing", "poses"] = Field(
         default="nothing", description="poses: bring predictions to metres by the given distances between cameras"
+    )
+    bf16: bool = Field(
+        default=True,
+        description="predict on a GPU with the aggregator in bfloat16; training has a precision of its own",
     )
     checkpointing: bool = Field(default=False, description="recompute activations backwards: less memory, more time")
     frozen: tuple[str, ...] = Field(default=(), description="patterns of module names that are not trained")

@@ -128,7 +128,8 @@ def gradient_at(maps: Maps, *, confident: bool, certainty: float = 0.2) -> Float
 def normal_at(maps: Maps) -> Float[Tensor, ""]:
     """1 - cosine between predicted and true normals, the mean over all corners (see `corner_normals`) that are known."""
     known = corners_known(maps.mask)
-    cosine = (corner_normals(maps.predicted) * corner_normals(maps.truth)).sum(dim=-1)
+    predicted = torch.where(maps.mask[..., None], maps.predicted, 0.0)
+    cosine = (corner_normals(predicted) * corner_normals(maps.truth)).sum(dim=-1)
     return torch.where(known, 1 - cosine, 0.0).sum() / known.sum().clamp(min=1)
 
 

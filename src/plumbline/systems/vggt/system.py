@@ -1,5 +1,6 @@
 """VGGT as a system: depth and cameras of all views from their images alone, in one pass, in a unit of its own."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,7 +22,7 @@ from plumbline.systems.vggt.config import Config
 from plumbline.systems.vggt.dpt import DenseHead
 from plumbline.systems.vggt.encoding import decode, encode, to_scene_units
 
-# Encoders of metres per unit: nearer than this two cameras tell nothing of the scale.
+# Metres, and units: cameras no further apart than this tell nothing of the scale.
 _SHORTEST_BASELINE = 1e-6
 _NEAREST = 1e-8
 
@@ -103,9 +104,10 @@ class System(nn.Module):
     def answer(self, images: Float[Tensor, "b v 3 h w"], *, views: int) -> Answer:
         """What the network says of images in [0, 1] whose sizes are multiples of the patch; maps of the leading `views`.
 
-        The aggregator may run in the caller's bfloat16; heads are always in float32, since depth is an exponential.
+        The aggregator may run in bfloat16, the caller's or its own; heads are always in float32: depth is an exponential.
         """
-        tokens = self.aggregator(images)
+        with self._aggregator_precision(images.device.type):
+            tokens = self.aggregator(images)
         size, special = (images.shape[-2], images.shape[-1]), self.aggregator.special
         with torch.autocast(images.device.type, enabled=False):
             tokens = {index: x.float() for index, x in tokens.items()}
@@ -163,6 +165,11 @@ class System(nn.Module):
     def load_pretrained(self, path: Path) -> None:
         """Load a published checkpoint or this project's, strictly; DataError names what differs."""
         pretrained.load(self, path)
+
+    def _aggregator_precision(self, device: str) -> contextlib.AbstractContextManager[None]:
+        if self.training or not self.config.bf16 or device != "cuda" or torch.is_autocast_enabled(device):
+            return contextlib.nullcontext()
+        return torch.autocast(device, torch.bfloat16)
 
     def _camera_loss(self, encodings: Tensor, truth: Tensor, mask: Tensor) -> dict[str, Tensor]:
         config = self.config.loss

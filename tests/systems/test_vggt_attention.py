@@ -1,0 +1,102 @@
+"""Rotary positions and attention against readable versions, and what alternating attention may and may not tell apart."""
+
+import math
+
+import pytest
+import torch
+
+from plumbline.systems.vggt.aggregator import Aggregator, VisionTransformer, positions
+from plumbline.systems.vggt.attention import Attention, Block, rotate, rotations
+from plumbline.systems.vggt.config import Config
+
+SMALL = {"width": 32, "heads": 2, "rounds": 2, "dpt_layers": (0, 0, 1, 1), "camera": False, "point": False}
+
+
+def aggregator(preset: str, **config: object) -> Aggregator:
+    torch.manual_seed(0)
+    made = Aggregator(Config(preset=preset, **(SMALL | {"embedder_heads": 2, "embedder_blocks": 1} | config)))
+    for token in (made.camera_token, made.register_token):
+        torch.nn.init.normal_(token)
+    return made.eval()
+
+
+def test_rotation_pair_by_pair() -> None:
+    x, at = torch.randn(1, 1, 3, 16), torch.tensor([[0, 0], [2, 5], [7, 1]])
+    expected = x.clone()
+    for token, position in enumerate(at.tolist()):
+        for axis, where in enumerate(position):
+            for j in range(4):
+                first, second = 8 * axis + j, 8 * axis + 4 + j
+                angle = where * 100 ** (-2 * j / 8)
+                a, b = x[0, 0, token, first], x[0, 0, token, second]
+                expected[0, 0, token, first] = a * math.cos(angle) - b * math.sin(angle)
+                expected[0, 0, token, second] = b * math.cos(angle) + a * math.sin(angle)
+    torch.testing.assert_close(rotate(x, rotations(at, 16, base=100.0)), expected)
+
+
+def test_products_of_rotated_tokens_depend_on_their_distance_alone() -> None:
+    q, k = torch.randn(1, 1, 1, 32), torch.randn(1, 1, 1, 32)
+
+    def product(one: tuple[int, int], other: tuple[int, int]) -> torch.Tensor:
+        turned = [rotate(x, rotations(torch.tensor([at]), 32, base=100.0)) for x, at in ((q, one), (k, other))]
+        return (turned[0] * turned[1]).sum()
+
+    torch.testing.assert_close(product((3, 4), (5, 1)), product((13, 24), (15, 21)), rtol=1e-4, atol=1e-4)
+    assert abs(float(product((3, 4), (5, 1)) - product((3, 4), (1, 5)))) > 1e-2
+
+
+def test_attention_as_one_would_write_it() -> None:
+    attention = Attention(16, 2, normalised=True).double()
+    x, turn = torch.randn(2, 5, 16, dtype=torch.float64), rotations(torch.randint(0, 9, (5, 2)), 8, base=100.0)
+    q, k, v = (part.reshape(2, 5, 2, 8).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
+    q, k = (rotate(norm(part), turn) for norm, part in ((attention.q_norm, q), (attention.k_norm, k)))
+    weights = (q @ k.mT / math.sqrt(8)).softmax(dim=-1)
+    expected = attention.proj((weights @ v).transpose(1, 2).reshape(2, 5, 16))
+    torch.testing.assert_close(attention(x, turn), expected)
+
+
+def test_a_block_is_two_scaled_branches_beside_a_skip() -> None:
+    block, x = Block(16, 2, layer_scale=0.25), torch.randn(1, 4, 16)
+    middle = x + 0.25 * block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), middle + 0.25 * block.mlp(block.norm2(middle)))
+
+
+def test_positions_count_from_one_after_the_special_tokens() -> None:
+    assert positions((2, 3), 2).tolist() == [[0, 0], [0, 0], [1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3]]
+
+
+@pytest.mark.parametrize("preset", ["tiny", "reference"])
+def test_frames_after_the_first_are_told_apart_by_their_images_alone(preset: str) -> None:
+    made, patch = aggregator(preset), 14 if preset == "reference" else 8
+    images = torch.rand(1, 3, 3, 2 * patch, 3 * patch)
+    with torch.no_grad():
+        before, after = made(images)[1], made(images[:, [0, 2, 1]])[1]
+        torch.testing.assert_close(after, before[:, [0, 2, 1]], rtol=1e-4, atol=1e-5)
+        moved = made(images[:, [1, 0, 2]])[1]
+    assert (moved - before[:, [1, 0, 2]]).abs().max() > 1e-2
+
+
+def test_a_sample_does_not_see_the_others_of_its_batch() -> None:
+    made, images = aggregator("tiny"), torch.rand(2, 2, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(made(images)[1][:1], made(images[:1])[1], rtol=1e-4, atol=1e-5)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    images = torch.rand(1, 2, 3, 28, 42)
+    gradients = []
+    for checkpointing in (False, True):
+        made = aggregator("reference", checkpointing=checkpointing).train()
+        made(images)[1].square().sum().backward()
+        gradients.append({name: p.grad for name, p in made.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_learnt_positions_are_kept_on_their_own_grid_and_resized_elsewhere() -> None:
+    embedder = VisionTransformer(Config(preset="reference"))
+    assert embedder.positions((4, 4)) is embedder.pos_embed
+    torch.nn.init.constant_(embedder.pos_embed, 0.3)
+    resized = embedder.positions((3, 7))
+    assert resized.shape == (1, 22, 64)
+    torch.testing.assert_close(resized, torch.full_like(resized, 0.3))
