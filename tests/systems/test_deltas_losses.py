@@ -201,6 +201,19 @@ def test_matches_are_pulled_to_the_true_reprojection_not_to_the_anchor_s_pixel()
     assert not of_matches[~counts].any()
 
 
+def test_a_match_counts_where_its_segment_is_usable_and_its_truth_seen() -> None:
+    batch = labelled()
+    kept = answer(batch, error=0.3)
+    seen = kept["usable"]
+    for usable in (
+        torch.ones_like(seen),
+        seen & (torch.rand(seen.shape, generator=torch.Generator().manual_seed(6)) > 0.5),
+    ):
+        loss = losses.components({**kept, "usable": usable}, batch, scale_of(batch))["match_2d"]
+        (of_matches,) = torch.autograd.grad(loss, kept["matches"])
+        assert torch.equal(of_matches.any(-1), usable & seen)
+
+
 def one_of(kept: dict[str, Tensor], sample: int) -> dict[str, Tensor]:
     """What is kept of one sample. Searches are rows over all samples."""
     per_sample = kept["usable"][0].numel()
@@ -247,7 +260,8 @@ def test_a_point_counts_with_a_usable_view_defined_and_in_range() -> None:
     assert torch.equal(all_of, truth.known & kept["usable"].any(1)) and all_of.any()
     assert not losses.counted_points({**kept, "defined": ~kept["defined"]}, truth, batch.depth_range).any()
     assert not losses.counted_points({**kept, "usable": kept["usable"] & False}, truth, batch.depth_range).any()
-    assert not losses.counted_points({**kept, "points": kept["points"] * 10}, truth, batch.depth_range).any()
+    for factor in (10, 0.1):
+        assert not losses.counted_points({**kept, "points": kept["points"] * factor}, truth, batch.depth_range).any()
 
 
 def test_in_another_unit_distances_shrink_and_pixels_do_not() -> None:

@@ -125,9 +125,9 @@ def test_a_match_counts_only_with_truth_in_range_and_inside_the_image() -> None:
     assert not (truth.seen & ~truth.known[:, None]).any()
     assert torch.equal(truth.seen, inside(truth.matches, (32, 40)) & truth.known[:, None])
     z = truth.points[0, truth.known[0], 2]
-    middle = torch.tensor([[0.1, z.median().item()]])
-    nearer = truth_of(batch, keypoints, middle)
-    assert nearer.known[0].sum() == (z <= z.median()).sum()
+    middle = z.median().item()
+    for bounds, expected in (((0.1, middle), z <= middle), ((middle, 100.0), z >= middle)):
+        assert truth_of(batch, keypoints, torch.tensor([bounds])).known[0].sum() == expected.sum()
 
 
 def test_a_match_at_the_border_counts_up_to_the_pixel_s_edge() -> None:
