@@ -240,6 +240,45 @@ def _options(pairs: list[str], name: str = "--option") -> dict[str, object]:
     return {key: parse_value(text) for key, _, text in (pair.partition("=") for pair in pairs)}
 
 
+@app.command("extract-pair")
+def extract_pair(
+    source_root: Annotated[Path, typer.Option(help="AerialMegaDepth, preprocessed.", exists=True, file_okay=False)],
+    source_npz: Annotated[Path, typer.Option(help="The index with the pairs: a path, or a name in the source root.")],
+    output_root: Annotated[Path, typer.Option(help="Folder to write; it appears when all of it reads back.")],
+    source_seg_root: Annotated[
+        Path | None, typer.Option(help="Label maps. Default: seg/ in the source root, or <its name>_segmentation.")
+    ] = None,
+    pair_index: Annotated[int, typer.Option(min=0, metavar="N", help="Row of the pair in the index.")] = 0,
+    create_config: Annotated[
+        bool, typer.Option("--create-config", help="Write params.yaml there too, for plumbline run.")
+    ] = False,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="H W", help="Size images and depth are brought to. Default: 476 518, or what fits."),
+    ] = None,
+    depth_range: Annotated[
+        tuple[float, float], typer.Option(metavar="A B", help="Depth in metres that methods look for.")
+    ] = (1.0, 1000.0),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a pair that is there already.")] = False,
+) -> None:
+    """One pair of AerialMegaDepth as a data set of its own, read back as a training would read it. Needs no DVC."""
+    from plumbline.single_pair import Request, extract_command
+
+    extract_command(
+        Request(
+            root=source_root,
+            index=source_npz,
+            out=output_root,
+            row=pair_index,
+            masks=source_seg_root,
+            size=size,
+            depth_range=depth_range,
+            params=create_config,
+            overwrite=overwrite,
+        )
+    )
+
+
 @app.command()
 def run(
     params: Annotated[Path, typer.Option(help="A params file; keys it lacks are taken from params.yaml.", exists=True)],

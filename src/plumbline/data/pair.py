@@ -1,0 +1,238 @@
+"""One sample of a parsed data set as a data set of its own: data/pair/<system>, what a system is overfitted on.
+
+The folder holds one canonical scene with the views of the sample alone, in the order they have in their scene, and
+`sample.json`: the views in the sample's order, the reference first, with what each is for, and where they come from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Shaped
+from pydantic import Field, model_validator
+
+from plumbline.config import DatasetConfig, SuiteConfig
+from plumbline.data.canonical import list_scenes, read_scene, validity, views_of, write_scene
+from plumbline.data.samples import build, open_split
+from plumbline.errors import ConfigError, DataError
+from plumbline.files import atomic_folder, read_json, write_json
+from plumbline.records import EncodedImages, Sample, Scene
+
+FORMAT_VERSION = 1
+Role = Literal["context", "target"]
+_FILE = "sample.json"
+
+
+class PairConfig(SuiteConfig):
+    """Which sample of which data set a system is overfitted on, and what its views are for."""
+
+    split: Literal["train", "val", "test", "all"] = "train"
+    sample: int = Field(default=0, ge=0, description="which of the samples that the rule gives, from 0")
+    context: int = Field(ge=1, description="leading views of the sample that the system is given, the reference first")
+    target: int = Field(default=0, ge=0, description="views after those that it is to render, without seeing them")
+
+    @model_validator(mode="after")
+    def _predicted_are_there(self) -> "PairConfig":
+        if self.predict_views > self.context + self.target:
+            raise ValueError(f"predict_views {self.predict_views}: there are {self.context + self.target} views")
+        return self
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sample that stands alone. `sample.views` are places in `scene`; `roles` has an entry for each of them.
+
+    `origin` is what sample.json says: the numbers that the views have in the whole scene, and the rule they were found by.
+    """
+
+    scene: Scene
+    sample: Sample
+    roles: tuple[Role, ...]
+    predict_views: int
+    origin: Mapping[str, Any]
+
+    def only(self, role: Role) -> Sample:
+        """The sample with the views of one role, in order."""
+        views = tuple(view for view, own in zip(self.sample.views, self.roles, strict=True) if own == role)
+        return Sample(self.sample.scene, views)
+
+
+@dataclass(frozen=True)
+class ViewFacts:
+    """A view's size (height, width), how many of its pixels have true depth, and the range of that in metres."""
+
+    name: str
+    size: tuple[int, int]
+    measured: int
+    nearest: float | None
+    farthest: float | None
+
+    @property
+    def pixels(self) -> int:
+        """All pixels."""
+        return self.size[0] * self.size[1]
+
+    @property
+    def share(self) -> float:
+        """The share of pixels with true depth."""
+        return self.measured / self.pixels
+
+    def __str__(self) -> str:
+        counted = f"{self.measured}/{self.pixels} valid ({self.share:.1%})"
+        return counted if self.nearest is None else f"{counted}, depth [{self.nearest:.2f}, {self.farthest:.2f}] m"
+
+
+def view_facts(name: str, depth: Float32[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"] | None = None) -> ViewFacts:
+    """The facts of a view with this true depth (metres, 0 = not measured) and mask of what is usable of it."""
+    values = depth[validity(depth, mask)]
+    nearest, farthest = (float(values.min()), float(values.max())) if values.size else (None, None)
+    return ViewFacts(name, (depth.shape[0], depth.shape[1]), int(values.size), nearest, farthest)
+
+
+def facts(pair: Pair) -> list[ViewFacts]:
+    """The facts of the sample's views, in its order; nothing is measured in a scene without depth."""
+    scene, nothing = pair.scene, np.zeros(pair.scene.images.shape[1:3], np.float32)
+    return [
+        view_facts(
+            scene.view_names[view],
+            nothing if scene.depth is None else np.asarray(scene.depth[view]),
+            None if scene.mask is None else np.asarray(scene.mask[view]),
+        )
+        for view in pair.sample.views
+    ]
+
+
+def extract_pair(config: PairConfig, *, datasets: Mapping[str, DatasetConfig], scenes: Path, out: Path) -> Pair:
+    """Write the sample that `config` chooses of the data sets below `scenes` (data/scenes) to `out`, whole, and read it back.
+
+    Errors: no such data set or sample, fewer views than asked for, and what `read_pair` finds.
+    """
+    if config.dataset not in datasets:
+        raise ConfigError(f"pair: no data set {config.dataset!r}. There is: {', '.join(datasets)}.")
+    opened = open_split(scenes / config.dataset, datasets[config.dataset], config.split)
+    chosen = choose(config, opened)
+    write_pair(out, chosen, opened[chosen.scene], config)
+    return read_pair(out)
+
+
+def choose(config: PairConfig, scenes: Mapping[str, Scene]) -> Sample:
+    """The sample that `config` asks for, with as many of its leading views; ConfigError when there is none."""
+    found, wanted = build(config, scenes), config.context + config.target
+    where = f"{config.dataset} ({config.split})"
+    if config.sample >= len(found):
+        raise ConfigError(f"pair: sample {config.sample} of {where} was asked for; there are {len(found)}, from 0.")
+    sample = found[config.sample]
+    if len(sample.views) < wanted:
+        raise ConfigError(
+            f"pair: {config.context} context and {config.target} target views were asked for, but the samples of {where} have "
+            f"{len(sample.views)} views. Ask for fewer, or for more sources."
+        )
+    return Sample(sample.scene, sample.views[:wanted])
+
+
+def write_pair(out: Path, sample: Sample, scene: Scene, config: PairConfig) -> None:
+    """Write `sample` of `scene` to the folder `out`, which is replaced; it appears only when it reads back as it was."""
+    # Frame numbers of a scene ascend; the sample's order is kept apart.
+    views = sorted(sample.views)
+    small = _picked(scene, views)
+    with atomic_folder(out) as temporary:
+        write_scene(
+            temporary / sample.scene,
+            dataset=scene.dataset,
+            name=scene.name,
+            views=views_of(small),
+            depth_range=scene.depth_range,
+            pairs=_named_pairs(small),
+            source=scene.source,
+        )
+        write_json(temporary / _FILE, _description(sample, scene, config))
+        _require_same(small, read_pair(temporary).scene, out)
+
+
+def _picked(scene: Scene, views: Sequence[int]) -> Scene:
+    """`scene` with these views alone; images decoded, so that a second encoding cannot change them."""
+    place = {view: number for number, view in enumerate(views)}
+
+    def rows(stack: Any) -> Any:
+        return None if stack is None else np.stack([stack[view] for view in views])
+
+    return replace(
+        scene,
+        view_names=tuple(scene.view_names[view] for view in views),
+        images=rows(scene.images),
+        K=rows(scene.K),
+        depth=rows(scene.depth),
+        world_T_cam=rows(scene.world_T_cam),
+        mask=rows(scene.mask),
+        frames=None if scene.frames is None else tuple(scene.frames[view] for view in views),
+        pairs=None
+        if scene.pairs is None
+        else tuple(
+            tuple((place[other], score) for other, score in scene.pairs[view] if other in place) for view in views
+        ),
+    )
+
+
+def _named_pairs(scene: Scene) -> dict[str, list[tuple[str, float]]] | None:
+    if scene.pairs is None:
+        return None
+    names = scene.view_names
+    return {name: [(names[k], score) for k, score in row] for name, row in zip(names, scene.pairs, strict=True)}
+
+
+def _description(sample: Sample, scene: Scene, config: PairConfig) -> dict[str, Any]:
+    roles = ["context"] * config.context + ["target"] * config.target
+    views = [
+        {"name": scene.view_names[view], "number": view, "role": role}
+        for view, role in zip(sample.views, roles, strict=True)
+    ]
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": config.dataset,
+        "scene": sample.scene,
+        "views": views,
+        "predict_views": config.predict_views,
+        "rule": config.model_dump(mode="json", exclude_defaults=True),
+    }
+
+
+def read_pair(folder: Path) -> Pair:
+    """The sample in `folder`, arrays memory-mapped; DataError when a file is missing, broken or not of one extraction."""
+    advice = f"Extract it again: dvc repro extract_pair@{folder.name}"
+    described = read_json(folder / _FILE)
+    try:
+        version, name, predict_views = (described[key] for key in ("format_version", "scene", "predict_views"))
+        roles: dict[str, Role] = {view["name"]: view["role"] for view in described["views"]}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / _FILE}: describes no sample ({error!r}). {advice}") from error
+    if version != FORMAT_VERSION:
+        raise DataError(f"{folder / _FILE}: format {version}, expected {FORMAT_VERSION}. {advice}")
+    if list_scenes(folder) != [name]:
+        raise DataError(f"{folder}: expected the scene {name} alone, found {', '.join(list_scenes(folder))}. {advice}")
+    scene = read_scene(folder / name)
+    if sorted(roles) != sorted(scene.view_names):
+        raise DataError(f"{folder}: {_FILE} and the scene name different views. {advice}")
+    views = tuple(scene.view_names.index(view) for view in roles)
+    return Pair(scene, Sample(name, views), tuple(roles.values()), int(predict_views), described)
+
+
+def _require_same(written: Scene, found: Scene, out: Path) -> None:
+    """DataError unless what was read back is what was written."""
+    for name in ("images", "K", "depth", "world_T_cam", "mask"):
+        if not _same(getattr(written, name), getattr(found, name)):
+            raise DataError(
+                f"{out}: {name} reads back as something else than was written. Is the disk full or failing?"
+            )
+    for name in ("view_names", "depth_range", "pairs", "frames"):
+        if getattr(written, name) != getattr(found, name):
+            raise DataError(f"{out}: {name} is {getattr(found, name)}, but {getattr(written, name)} was written.")
+
+
+def _same(
+    written: Shaped[np.ndarray, "..."] | EncodedImages | None, found: Shaped[np.ndarray, "..."] | EncodedImages | None
+) -> bool:
+    if written is None or found is None:
+        return written is found
+    return np.array_equal(np.asarray(written), np.asarray(found))
