@@ -10,7 +10,7 @@ Memory beyond Python and torch themselves (0.26 GB), three views a sample, float
 | preset | measured on a CPU, batch 1 | each further sample | recomputing activations |
 |---|---|---|---|
 | `full`, 240x320 | 2.0 GB, of which weights and gradients 1.0 | 0.65 GB | 0.35 GB |
-| `tiny`, 128x160 | 0.07 GB | 0.03 GB | |
+| `tiny`, 128x160 | 0.10 GB | 0.06 GB | |
 
 So batch 24 of `full` with Adam, as published, should take about 18 GB on a GPU in float32, 11 GB with `checkpointing`, and
 about half of the activations' part in bfloat16: an estimate from the CPU's figures, not a measurement.
