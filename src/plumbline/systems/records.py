@@ -73,7 +73,10 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Depth of the first p views (metres; 0 = the system abstains) and, optionally, how sure it is (in [0, 1])."""
+    """Depth of the first p views (metres; 0 = the system abstains) and, optionally, how sure it is (in [0, 1]).
+
+    A system that cannot always tell metres has `internals["scale_known"]`, "b": where False, depth has a unit of its own.
+    """
 
     depth: Float[Tensor, "b p h w"]
     confidence: Float[Tensor, "b p h w"] | None = None

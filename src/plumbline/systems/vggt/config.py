@@ -3,7 +3,7 @@
 | preset | parameters | sizes |
 |---|---|---|
 | `full` | 1.19 G | the published 1B network without its track head: released weights fit entry by entry |
-| `tiny` | 1.9 M | a convolution embeds 8x8 patches, six narrow rounds: trains on two CPU cores at 112x112 |
+| `tiny` | 2.9 M | a convolution embeds 8x8 patches, six narrow rounds: trains on two CPU cores at 112x112 |
 | `reference` | 1.5 M | the published layers at a size for tests against reference vectors, images of 56x56 |
 """
 
