@@ -1,7 +1,8 @@
 """One sample of a parsed data set as a data set of its own: data/pair/<system>, what a system is overfitted on.
 
-The folder holds one canonical scene with the views of the sample alone, in the order they have in their scene, and
-`sample.json`: the views in the sample's order, the reference first, with what each is for, and where they come from.
+Below `sample/` lie one canonical scene, with the views of the sample alone in the sample's order (the reference first), and
+`sample.json`, which says what each view is for and where it comes from. `other/` holds, in the same form, a sample that shows
+something else, of another scene where there is one: a system that looks at its input must not answer the same there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,19 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Bool, Float32
 from pydantic import Field, model_validator
 
 from plumbline.config import DatasetConfig, SuiteConfig
-from plumbline.data.canonical import list_scenes, read_scene, validity, views_of, write_scene
+from plumbline.data.canonical import read_scene, validity, views_of, write_scene
 from plumbline.data.samples import build, open_split
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import atomic_folder, read_json, write_json
-from plumbline.records import EncodedImages, Sample, Scene
+from plumbline.records import Sample, Scene
 
 FORMAT_VERSION = 1
 Role = Literal["context", "target"]
 _FILE = "sample.json"
+_SAMPLE, _OTHER = "sample", "other"
+_STACKS = ("images", "K", "depth", "world_T_cam", "mask")
 
 
 class PairConfig(SuiteConfig):
@@ -32,17 +35,24 @@ class PairConfig(SuiteConfig):
     sample: int = Field(default=0, ge=0, description="which of the samples that the rule gives, from 0")
     context: int = Field(ge=1, description="leading views of the sample that the system is given, the reference first")
     target: int = Field(default=0, ge=0, description="views after those that it is to render, without seeing them")
+    other: int | None = Field(
+        default=None,
+        ge=0,
+        description="sample that shows something else; null: of another scene, or sharing fewest views",
+    )
 
     @model_validator(mode="after")
-    def _predicted_are_there(self) -> "PairConfig":
+    def _makes_sense(self) -> "PairConfig":
         if self.predict_views > self.context + self.target:
             raise ValueError(f"predict_views {self.predict_views}: there are {self.context + self.target} views")
+        if self.other == self.sample:
+            raise ValueError(f"other {self.other}: that is the sample itself")
         return self
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A sample that stands alone. `sample.views` are places in `scene`; `roles` has an entry for each of them.
+    """A sample that stands alone: `scene` has its views and no others, in its order; `roles` has an entry for each of them.
 
     `origin` is what sample.json says: the numbers that the views have in the whole scene, and the rule they were found by.
     """
@@ -105,38 +115,58 @@ def facts(pair: Pair) -> list[ViewFacts]:
 
 
 def extract_pair(config: PairConfig, *, datasets: Mapping[str, DatasetConfig], scenes: Path, out: Path) -> Pair:
-    """Write the sample that `config` chooses of the data sets below `scenes` (data/scenes) to `out`, whole, and read it back.
+    """Write the sample that `config` chooses of the data sets below `scenes` (data/scenes) to `out`, and read it back.
 
-    Errors: no such data set or sample, fewer views than asked for, and what `read_pair` finds.
+    `out` is replaced as a whole, and only when what was written reads back as it was. Errors: no such data set or sample, fewer
+    views than asked for, and what `read_pair` finds.
     """
     if config.dataset not in datasets:
         raise ConfigError(f"pair: no data set {config.dataset!r}. There is: {', '.join(datasets)}.")
     opened = open_split(scenes / config.dataset, datasets[config.dataset], config.split)
-    chosen = choose(config, opened)
-    write_pair(out, chosen, opened[chosen.scene], config)
+    sample, other = choose(config, opened)
+    with atomic_folder(out) as temporary:
+        write_sample(temporary / _SAMPLE, sample, opened[sample.scene], config)
+        if other is not None:
+            write_sample(temporary / _OTHER, other, opened[other.scene], config)
     return read_pair(out)
 
 
-def choose(config: PairConfig, scenes: Mapping[str, Scene]) -> Sample:
-    """The sample that `config` asks for, with as many of its leading views; ConfigError when there is none."""
+def choose(config: PairConfig, scenes: Mapping[str, Scene]) -> tuple[Sample, Sample | None]:
+    """The sample that `config` asks for and another one, each with as many leading views as it asks for.
+
+    Without `config.other` that is the first one of another scene, else the one that shares the fewest views and is farthest
+    in the list; None where every other sample has the same views. ConfigError when there is no such sample.
+    """
     found, wanted = build(config, scenes), config.context + config.target
     where = f"{config.dataset} ({config.split})"
-    if config.sample >= len(found):
-        raise ConfigError(f"pair: sample {config.sample} of {where} was asked for; there are {len(found)}, from 0.")
-    sample = found[config.sample]
-    if len(sample.views) < wanted:
+    for number in (config.sample, config.other):
+        if number is not None and number >= len(found):
+            raise ConfigError(f"pair: sample {number} of {where} was asked for; there are {len(found)}, from 0.")
+    if any(len(sample.views) < wanted for sample in found):
         raise ConfigError(
             f"pair: {config.context} context and {config.target} target views were asked for, but the samples of {where} have "
-            f"{len(sample.views)} views. Ask for fewer, or for more sources."
+            f"{min(len(sample.views) for sample in found)} views. Ask for fewer, or for more sources."
         )
-    return Sample(sample.scene, sample.views[:wanted])
+    cut = [Sample(sample.scene, sample.views[:wanted]) for sample in found]
+    if config.other is not None:
+        return cut[config.sample], cut[config.other]
+    return cut[config.sample], _unlike(cut, config.sample)
 
 
-def write_pair(out: Path, sample: Sample, scene: Scene, config: PairConfig) -> None:
+def _unlike(samples: Sequence[Sample], number: int) -> Sample | None:
+    chosen = samples[number]
+
+    def likeness(k: int) -> tuple[bool, int, int]:
+        apart = samples[k].scene != chosen.scene
+        return not apart, 0 if apart else len({*samples[k].views} & {*chosen.views}), k if apart else -abs(k - number)
+
+    best = min(range(len(samples)), key=likeness)
+    return None if likeness(best)[1] == len(chosen.views) else samples[best]
+
+
+def write_sample(out: Path, sample: Sample, scene: Scene, config: PairConfig) -> None:
     """Write `sample` of `scene` to the folder `out`, which is replaced; it appears only when it reads back as it was."""
-    # Frame numbers of a scene ascend; the sample's order is kept apart.
-    views = sorted(sample.views)
-    small = _picked(scene, views)
+    small = _picked(scene, sample.views)
     with atomic_folder(out) as temporary:
         write_scene(
             temporary / sample.scene,
@@ -148,31 +178,24 @@ def write_pair(out: Path, sample: Sample, scene: Scene, config: PairConfig) -> N
             source=scene.source,
         )
         write_json(temporary / _FILE, _description(sample, scene, config))
-        _require_same(small, read_pair(temporary).scene, out)
+        _require_same(small, read_sample(temporary).scene, out)
 
 
 def _picked(scene: Scene, views: Sequence[int]) -> Scene:
-    """`scene` with these views alone; images decoded, so that a second encoding cannot change them."""
+    """`scene` with these views alone, in this order; images decoded, so that a second encoding cannot change them."""
     place = {view: number for number, view in enumerate(views)}
 
     def rows(stack: Any) -> Any:
         return None if stack is None else np.stack([stack[view] for view in views])
 
-    return replace(
-        scene,
-        view_names=tuple(scene.view_names[view] for view in views),
-        images=rows(scene.images),
-        K=rows(scene.K),
-        depth=rows(scene.depth),
-        world_T_cam=rows(scene.world_T_cam),
-        mask=rows(scene.mask),
-        frames=None if scene.frames is None else tuple(scene.frames[view] for view in views),
-        pairs=None
-        if scene.pairs is None
-        else tuple(
-            tuple((place[other], score) for other, score in scene.pairs[view] if other in place) for view in views
-        ),
-    )
+    pairs = None
+    if scene.pairs is not None:
+        kept = ([(place[k], score) for k, score in scene.pairs[view] if k in place] for view in views)
+        pairs = tuple(tuple(row) for row in kept)
+    stacks = {name: rows(getattr(scene, name)) for name in _STACKS}
+    names = tuple(scene.view_names[view] for view in views)
+    # Frame numbers ascend in a scene, which a sample need not do; sample.json keeps the views' numbers.
+    return replace(scene, view_names=names, pairs=pairs, frames=None, frame_count=None, **stacks)
 
 
 def _named_pairs(scene: Scene) -> dict[str, list[tuple[str, float]]] | None:
@@ -199,8 +222,18 @@ def _description(sample: Sample, scene: Scene, config: PairConfig) -> dict[str, 
 
 
 def read_pair(folder: Path) -> Pair:
-    """The sample in `folder`, arrays memory-mapped; DataError when a file is missing, broken or not of one extraction."""
-    advice = f"Extract it again: dvc repro extract_pair@{folder.name}"
+    """The sample in `folder` (data/pair/<system>), arrays memory-mapped; DataError when a file is missing or broken."""
+    return read_sample(folder / _SAMPLE)
+
+
+def read_other(folder: Path) -> Pair | None:
+    """The sample in `folder` (data/pair/<system>) that shows something else; None where the data set has none."""
+    return read_sample(folder / _OTHER) if (folder / _OTHER).is_dir() else None
+
+
+def read_sample(folder: Path) -> Pair:
+    """One sample's folder; DataError when a file is missing, broken or of another extraction."""
+    advice = f"Extract it again: dvc repro extract_pair@{folder.parent.name}"
     described = read_json(folder / _FILE)
     try:
         version, name, predict_views = (described[key] for key in ("format_version", "scene", "predict_views"))
@@ -209,30 +242,20 @@ def read_pair(folder: Path) -> Pair:
         raise DataError(f"{folder / _FILE}: describes no sample ({error!r}). {advice}") from error
     if version != FORMAT_VERSION:
         raise DataError(f"{folder / _FILE}: format {version}, expected {FORMAT_VERSION}. {advice}")
-    if list_scenes(folder) != [name]:
-        raise DataError(f"{folder}: expected the scene {name} alone, found {', '.join(list_scenes(folder))}. {advice}")
     scene = read_scene(folder / name)
-    if sorted(roles) != sorted(scene.view_names):
+    if tuple(roles) != scene.view_names:
         raise DataError(f"{folder}: {_FILE} and the scene name different views. {advice}")
-    views = tuple(scene.view_names.index(view) for view in roles)
-    return Pair(scene, Sample(name, views), tuple(roles.values()), int(predict_views), described)
+    return Pair(scene, Sample(name, tuple(range(len(roles)))), tuple(roles.values()), int(predict_views), described)
 
 
 def _require_same(written: Scene, found: Scene, out: Path) -> None:
     """DataError unless what was read back is what was written."""
-    for name in ("images", "K", "depth", "world_T_cam", "mask"):
-        if not _same(getattr(written, name), getattr(found, name)):
+    for name in _STACKS:
+        first, second = getattr(written, name), getattr(found, name)
+        if (first is None) != (second is None) or (first is not None and not np.array_equal(first, second)):
             raise DataError(
                 f"{out}: {name} reads back as something else than was written. Is the disk full or failing?"
             )
-    for name in ("view_names", "depth_range", "pairs", "frames"):
+    for name in ("view_names", "depth_range", "pairs"):
         if getattr(written, name) != getattr(found, name):
             raise DataError(f"{out}: {name} is {getattr(found, name)}, but {getattr(written, name)} was written.")
-
-
-def _same(
-    written: Shaped[np.ndarray, "..."] | EncodedImages | None, found: Shaped[np.ndarray, "..."] | EncodedImages | None
-) -> bool:
-    if written is None or found is None:
-        return written is found
-    return np.array_equal(np.asarray(written), np.asarray(found))
