@@ -73,7 +73,7 @@ class ReadBack:
     images: tuple[int, ...]
     depths: tuple[int, ...]
     views: tuple[ViewFacts, ...]
-    measured: tuple[Float32[np.ndarray, " n"], ...]
+    measured: tuple[Float32[np.ndarray, " _"], ...]
 
     def outside(self, depth_range: tuple[float, float]) -> float:
         """The share of measured depths (metres) outside a range."""
@@ -142,6 +142,9 @@ def dataset_values(
             f"--size {size[0]} {size[1]}: the images are cut to squares of {side} pixels, and enlarging would invent some. "
             f"Give at most {side} {side}."
         )
+    near, far = request.depth_range
+    if not 0 < near < far:
+        raise ConfigError(f"--depth-range {near:g} {far:g}: expected the nearest and the farthest depth, in metres.")
     return {
         "format": "aerialmd",
         # The params file lies there too: edited, it must not count as other data.
@@ -299,7 +302,8 @@ def _table(done: Extraction) -> Any:
 def sparkline(values: Float32[np.ndarray, " n"], span: tuple[float, float]) -> str:
     """How often depths occur between nearest and farthest (metres, logarithmic), as a line of blocks; blank where none is."""
     low, high = np.log(span[0]), np.log(max(span[1], span[0] * 1.001))
-    counts = np.histogram(np.log(values), bins=_BINS, range=(low, high))[0]
+    # Rounding must not push the extremes out of the outermost bins.
+    counts = np.histogram(np.clip(np.log(values), low, high), bins=_BINS, range=(low, high))[0]
     heights = np.ceil(counts / max(counts.max(), 1) * len(_SPARKS)).astype(int)
     return "".join(_SPARKS[height - 1] if height else " " for height in heights)
 
