@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from plumbline import checkpoint
 from plumbline.camera_metrics import camera_errors
 from plumbline.data.checks import CheckConfig, check_scene
+from plumbline.data.pair import Pair
 from plumbline.errors import ConfigError, DataError
 from plumbline.overfit_record import sample_facts, write_record
 from plumbline.overfit_verdict import Criteria, NonFinite, Run, State, Verdict, data_is_true, judge
-from plumbline.records import Scene
 from plumbline.systems.records import Batch, Prediction
 from plumbline.training import Schedule, cpu_threads, step_size
 
@@ -76,8 +76,8 @@ class Overfit:
 def overfit_pair(
     system: nn.Module,
     batch: Batch,
-    other: Batch,
-    scene: Scene,
+    other: Batch | None,
+    pair: Pair,
     config: OverfitConfig,
     checks: CheckConfig,
     *,
@@ -87,20 +87,20 @@ def overfit_pair(
 ) -> Verdict:
     """Judge `system` on its sample and write verdict.json, curve.csv and record.md into `out`; returns the verdict.
 
-    `scene` has the views of the sample alone, in its order. It is checked first: when its geometry is not shown to be true
-    nothing is trained. `other` is a sample of the same shape that shows something else.
+    `pair` is the sample that `batch` was made of. It is checked first: when its geometry is not shown to be true nothing is
+    trained. `other` is a sample of the same shape that shows something else; None: the sample's own images, mirrored.
     """
-    check = check_scene(scene, checks) if config.criteria.data else None
+    check = check_scene(pair.scene, checks) if config.criteria.data else None
     fitted = None
     if check is None or data_is_true(check):
-        fitted = fit_sample(system, batch, other, config, name=name, seed=seed)
+        fitted = fit_sample(system, batch, other or mirrored(batch), config, name=name, seed=seed)
     run = None if fitted is None else fitted.run
     verdict = judge(name, config.criteria, check=check, run=run, guide=config.guide)
     write_record(
         out,
         verdict,
         run=run,
-        facts=sample_facts(scene),
+        sample=sample_facts(pair, other="its own images, mirrored" if other is None else "another sample's images"),
         configuration={**config.model_dump(mode="json"), "seed": seed},
         log_steps=config.log_steps,
     )
@@ -361,6 +361,12 @@ def check_other(batch: Batch, other: Batch, *, name: str) -> None:
             )
     if torch.equal(batch.image, other.image):
         raise DataError(f"overfit {name}: the other sample shows the same images. Choose one of another scene.")
+
+
+def mirrored(batch: Batch) -> Batch:
+    """The batch with what is to be seen in it mirrored: a stand-in for another sample where a data set has but one."""
+    seen = {name: getattr(batch, name) for name in EVIDENCE}
+    return replace(batch, **{name: x.flip(-1) for name, x in seen.items() if x is not None})
 
 
 def _losses(system: Any, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:

@@ -1,58 +1,35 @@
 """The record of an overfit gate, as the single-pair guide asks its user to keep one: record.md, verdict.json, curve.csv."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from plumbline.curve import Curve
+from plumbline.data.pair import Pair, ViewFacts, facts
 from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, write_json
 from plumbline.overfit_verdict import Outcome, Run, State, Verdict
-from plumbline.records import Scene
 
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class ViewFacts:
-    """Measured depth of one view: the share of its pixels, and (nearest, farthest) in metres, None without any."""
-
-    name: str
-    valid: float
-    pixels: int
-    depth_range: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
 class SampleFacts:
-    """What a system is to fit: where it is from, its size (height, width), and its views, the reference first."""
+    """What a system is to fit: where it is from, the range a method may look in (metres), and its views, the reference first."""
 
     dataset: str
     scene: str
-    size: tuple[int, int]
     depth_range: tuple[float, float]
     views: tuple[ViewFacts, ...]
+    other: str
 
 
-def sample_facts(scene: Scene) -> SampleFacts:
-    """The facts of a sample that is given as a scene of its views alone."""
-    height, width = scene.images.shape[1:3]
-    views = tuple(_view_facts(scene, index) for index in range(len(scene.view_names)))
-    return SampleFacts(scene.dataset, scene.name, (height, width), scene.depth_range, views)
-
-
-def _view_facts(scene: Scene, index: int) -> ViewFacts:
-    name = scene.view_names[index]
-    if scene.depth is None:
-        return ViewFacts(name, 0.0, 0, None)
-    depth = np.asarray(scene.depth[index])
-    valid = depth > 0 if scene.mask is None else (depth > 0) & np.asarray(scene.mask[index])
-    measured = depth[valid]
-    extent = (float(measured.min()), float(measured.max())) if measured.size else None
-    return ViewFacts(name, measured.size / depth.size, int(measured.size), extent)
+def sample_facts(pair: Pair, *, other: str) -> SampleFacts:
+    """The facts of an extracted sample; `other` says in words what its system's input was exchanged for."""
+    scene = pair.scene
+    return SampleFacts(scene.dataset, scene.name, scene.depth_range, tuple(facts(pair)), other)
 
 
 def write_record(
@@ -60,7 +37,7 @@ def write_record(
     verdict: Verdict,
     *,
     run: Run | None,
-    facts: SampleFacts,
+    sample: SampleFacts,
     configuration: Mapping[str, Any],
     log_steps: Sequence[int],
 ) -> None:
@@ -71,12 +48,12 @@ def write_record(
         content = {
             "format": FORMAT_VERSION,
             **verdict.model_dump(mode="json"),
-            "sample": asdict(facts),
+            "sample": asdict(sample),
             "configuration": dict(configuration),
             "run": None if run is None else _numbers(run),
         }
         write_json(folder / "verdict.json", content)
-        text = markdown(verdict, run=run, facts=facts, configuration=configuration, log_steps=log_steps)
+        text = markdown(verdict, run=run, sample=sample, configuration=configuration, log_steps=log_steps)
         (folder / "record.md").write_text(text, encoding="utf-8")
 
 
@@ -109,7 +86,7 @@ def _numbers(run: Run) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
@@ -119,7 +96,7 @@ def markdown(
     verdict: Verdict,
     *,
     run: Run | None,
-    facts: SampleFacts,
+    sample: SampleFacts,
     configuration: Mapping[str, Any],
     log_steps: Sequence[int],
 ) -> str:
@@ -128,7 +105,7 @@ def markdown(
         f"# Overfit gate: {verdict.system}\n\n**{'Passed' if verdict.passed else 'Failed'}.** {verdict.conclusion}",
         _list(verdict.diagnosis),
         "## Criteria\n\n" + _outcomes(verdict.criteria),
-        "## Data\n\n" + _data(facts),
+        "## Data\n\n" + _data(sample),
         "## Configuration\n\n" + _configuration(configuration, run),
     ]
     if run is not None:
@@ -148,22 +125,22 @@ def _outcomes(outcomes: Sequence[Outcome]) -> str:
     return _table(("criterion", "value", "expected", "met", "remark"), rows)
 
 
-def _data(facts: SampleFacts) -> str:
-    height, width = facts.size
-    low, high = facts.depth_range
+def _data(sample: SampleFacts) -> str:
+    low, high = sample.depth_range
     head = (
-        f"{facts.dataset}/{facts.scene}, {len(facts.views)} views of {height}x{width}; methods may look from {low:g} to "
-        f"{high:g} m."
+        f"{sample.dataset}/{sample.scene}, {len(sample.views)} views; methods may look from {low:g} to {high:g} m. To learn "
+        f"whether it looks, the system was also shown {sample.other}."
     )
     rows = [
         (
             view.name,
-            f"{view.pixels} / {height * width} ({100 * view.valid:.1f} %)",
-            "–" if view.depth_range is None else f"{view.depth_range[0]:.2f} to {view.depth_range[1]:.2f}",
+            f"{view.size[0]}x{view.size[1]}",
+            f"{view.measured} / {view.pixels} ({100 * view.share:.1f} %)",
+            "–" if view.nearest is None else f"{view.nearest:.2f} to {view.farthest:.2f}",
         )
-        for view in facts.views
+        for view in sample.views
     ]
-    return f"{head}\n\n{_table(('view', 'measured pixels', 'depth, m'), rows)}"
+    return f"{head}\n\n{_table(('view', 'size', 'measured pixels', 'depth, m'), rows)}"
 
 
 def _configuration(configuration: Mapping[str, Any], run: Run | None) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from plumbline.systems.vggt.aggregator import Aggregator
 from plumbline.systems.vggt.camera_head import CameraHead
 from plumbline.systems.vggt.config import Config
 from plumbline.systems.vggt.dpt import DenseHead
-from plumbline.systems.vggt.encoding import decode, encode, to_scene_units
+from plumbline.systems.vggt.encoding import SceneUnits, decode, encode, to_scene_units
 
 # Metres, and units: cameras no further apart than this tell nothing of the scale.
 _SHORTEST_BASELINE = 1e-6
@@ -126,13 +126,7 @@ class System(nn.Module):
         `camera` sums `translation`, `rotation` and `focal`; depth and points have a term for confidence, regression and
         gradient each. Only those of a head that is there and weighs something are given.
         """
-        if batch.depth is None or batch.mask is None or batch.cam0_T_cam is None:
-            raise DataError(
-                "vggt: the loss needs true depth and poses; this batch lacks them. Train on scenes with both."
-            )
-        mask = batch.mask & (batch.depth > _NEAREST)
-        cam_T_cam0 = invert(batch.cam0_T_cam)
-        truth = to_scene_units(batch.depth, mask, batch.K, cam_T_cam0)
+        truth, mask = _true_scene(batch)
         size = _padded((batch.image.shape[-2], batch.image.shape[-1]), self.config.patch)
         cameras = encode(truth.cam_T_cam0, batch.K, size)
         return self.weigh(prediction.internals, cameras, truth.depth, truth.points_cam0, mask)
@@ -157,6 +151,12 @@ class System(nn.Module):
         groups = {"camera": config.camera, "depth": config.depth, "points": config.point}
         weights = {name: groups.get(name.split("_")[0], 0.0) for name in components}
         return {**components, "total": torch.stack([weights[name] * value for name, value in components.items()]).sum()}
+
+    def in_metres(self, prediction: Prediction, batch: Batch) -> Prediction:
+        """The prediction with depth in metres by the true scale of the scene, that of the loss; DataError without truth."""
+        truth, _ = _true_scene(batch)
+        depth = prediction.internals["depth"][:, : prediction.depth.shape[1]]
+        return replace(prediction, depth=depth * truth.scale[:, None, None, None])
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """A geometry-true variation of a training batch."""
@@ -218,6 +218,14 @@ class System(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
         return frozen
+
+
+def _true_scene(batch: Batch) -> tuple[SceneUnits, Bool[Tensor, "b v h w"]]:
+    """The true scene in its own unit, and where it is measured; DataError when the batch has no truth."""
+    if batch.depth is None or batch.mask is None or batch.cam0_T_cam is None:
+        raise DataError("vggt: the loss needs true depth and poses; this batch lacks them. Train on scenes with both.")
+    mask = batch.mask & (batch.depth > _NEAREST)
+    return to_scene_units(batch.depth, mask, batch.K, invert(batch.cam0_T_cam)), mask
 
 
 def inverse_log(x: Tensor) -> Tensor:
