@@ -73,10 +73,7 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Depth of the first p views (metres; 0 = the system abstains) and, optionally, how sure it is (in [0, 1]).
-
-    A system that cannot always tell metres has `internals["scale_known"]`, "b": where False, depth has a unit of its own.
-    """
+    """Depth of the first p views (metres; 0 = the system abstains) and, optionally, how sure it is (in [0, 1])."""
 
     depth: Float[Tensor, "b p h w"]
     confidence: Float[Tensor, "b p h w"] | None = None
