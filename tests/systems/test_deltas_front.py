@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from plumbline.systems.deltas.config import Config
 from plumbline.systems.deltas.front import DEVIATION, MEAN, Front, encoder_channels, middle_quarter
-from plumbline.systems.deltas.resnet import Bottleneck, run, stage
+from plumbline.systems.deltas.resnet import Bottleneck, Pointwise, run, stage
 
 SMALL = Config(preset="tiny", encoder_widths=(4, 4, 8, 8), descriptor_channels=12, descriptor_cell=8)
 
@@ -73,6 +73,16 @@ def test_fast_downsampling_is_bilinear_resizing_without_antialiasing() -> None:
     )
     torch.testing.assert_close(F.avg_pool2d(x, 2), by_half)
     torch.testing.assert_close(middle_quarter(x), by_quarter)
+
+
+@pytest.mark.parametrize(("stride", "bias"), [(1, True), (2, False)])
+def test_a_single_pixel_kernel_is_not_changed_by_a_dilation(stride: int, bias: bool) -> None:
+    layer, x = Pointwise(5, 3, stride=stride, bias=bias), torch.randn(2, 5, 7, 9, requires_grad=True)
+    one, other = layer(x), F.conv2d(x, layer.weight, layer.bias, stride=stride)
+    torch.testing.assert_close(one, other)
+    weights = torch.randn_like(one)
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), (x, layer.weight)) for y in (one, other)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_stage_strides_on_the_three_by_three_and_projects_its_first_shortcut() -> None:

@@ -89,7 +89,8 @@ def test_predictions_are_the_same_whatever_the_batch_and_the_generator() -> None
     alone = [select(logits[i : i + 1]) for i in range(3)]
     assert torch.equal(state, torch.get_rng_state())
     for i in range(2):
-        assert torch.equal(together[i], torch.cat([part[i] for part in alone]))
+        # Equal but for the last digit of a score: a softmax may be summed in another order.
+        torch.testing.assert_close(together[i], torch.cat([part[i] for part in alone]))
 
 
 def test_training_draws_other_points_each_time_and_for_each_image_from_torch_s_generator() -> None:
