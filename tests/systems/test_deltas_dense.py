@@ -145,7 +145,7 @@ def test_undefined_depths_do_no_harm() -> None:
 def test_spreading_one_depth_fills_the_image_with_it(size: tuple[int, int]) -> None:
     sparse = torch.zeros(2, *size)
     sparse[0, size[0] // 2, 3] = 2.5
-    spread = spread_depth(sparse)
+    spread = spread_depth(sparse, torch.full_like(sparse, 0.2))
     torch.testing.assert_close(spread[0], torch.full(size, 2.5))
     assert not spread[1].any()
 
@@ -154,7 +154,7 @@ def test_spreading_keeps_to_what_is_near_and_lets_gradients_through() -> None:
     sparse = torch.zeros(1, 32, 32)
     sparse[0, ::2, :14:2], sparse[0, ::2, 18::2] = 2.0, 4.0
     sparse.requires_grad_()
-    spread = spread_depth(sparse)
+    spread = spread_depth(sparse, torch.ones_like(sparse))
     assert (spread[0, :, :8] < 2.3).all() and (spread[0, :, 24:] > 3.4).all()
     spread.sum().backward()
     assert torch.isfinite(sparse.grad).all() and (sparse.grad[sparse > 0] > 0).all()
@@ -165,4 +165,10 @@ def test_spreading_averages_inverse_depths() -> None:
     sparse[0, 0, 0], sparse[0, 1, 1] = 1.0, 3.0
     # The only coarser cell holds the mean inverse depth, 2/3; a measured pixel weighs as much as it.
     expected = torch.tensor([[[6 / 5, 3 / 2], [3 / 2, 2.0]]])
-    torch.testing.assert_close(spread_depth(sparse), expected)
+    torch.testing.assert_close(spread_depth(sparse, torch.ones_like(sparse)), expected)
+
+
+def test_spreading_follows_the_weights() -> None:
+    sparse = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])
+    spread = spread_depth(sparse, torch.tensor([[[1.0, 9.0], [9.0, 0.0]]]))
+    torch.testing.assert_close(spread, torch.ones(1, 2, 2))

@@ -12,6 +12,7 @@ from plumbline.errors import ConfigError, DataError
 from plumbline.geometry import invert
 from plumbline.systems import build
 from plumbline.systems.deltas import Config, System
+from plumbline.systems.deltas.matching import Searched
 from plumbline.systems.records import Batch, Prediction
 
 SMALL: dict[str, Any] = {
@@ -116,7 +117,7 @@ def scaled(batch: Batch, factor: float) -> Batch:
 def test_in_units_of_the_range_a_larger_scene_is_answered_by_larger_depth() -> None:
     batch = scene(p=1)
     for unit, follows in (("range", True), ("metre", False)):
-        made = system(unit=unit)
+        made = system(unit=unit, spread=False)
         small, large = run(made, batch), run(made, scaled(batch, 4.0))
         torch.testing.assert_close(4 * small.internals["points"], large.internals["points"], rtol=1e-2, atol=1e-2)
         assert torch.allclose(4 * small.depth, large.depth, rtol=1e-3) is follows
@@ -124,9 +125,28 @@ def test_in_units_of_the_range_a_larger_scene_is_answered_by_larger_depth() -> N
 
 def test_untrained_nets_answer_about_the_first_depth_or_the_middle_of_the_range() -> None:
     batch = scene(p=1)
-    assert 5 < run(system(unit="metre", first_depth=7.0), batch).depth.median() < 9
+    assert 5 < run(system(unit="metre", first_depth=7.0, spread=False), batch).depth.median() < 9
     middle = float((batch.depth_range[0, 0] * batch.depth_range[0, 1]).sqrt())
-    assert 0.6 * middle < run(system(unit="range"), batch).depth.median() < 1.5 * middle
+    assert 0.6 * middle < run(system(unit="range", spread=False), batch).depth.median() < 1.5 * middle
+
+
+def test_with_spread_depth_answers_are_multiples_of_it_and_sure_matches_weigh_more() -> None:
+    batch = scene(p=1)
+    made = system(spread=True)
+    prediction = run(made, batch)
+    kept = prediction.internals
+    assert (
+        0.6
+        < (prediction.depth / torch.where(kept["sparse_depth"] > 0, kept["sparse_depth"], 1.0)[:, None])[
+            kept["sparse_depth"][:, None] > 0
+        ].median()
+        < 1.5
+    )
+    scores = torch.zeros(2, 3, 5)
+    scores[0, 1, 1] = 40.0
+    variance = Searched(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), torch.zeros(2, dtype=torch.long), scores).variance
+    # One place alone, and five places evenly from -1/2 to 1/2.
+    assert variance.tolist() == pytest.approx([0.0, 1 / 8], abs=1e-6)
 
 
 def test_the_search_range_is_the_batch_s_or_a_fixed_one() -> None:

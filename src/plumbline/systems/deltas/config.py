@@ -43,6 +43,7 @@ TINY: dict[str, Any] = {
     "keypoints": 512,
     "nms_radius": 4,
     "spread": True,
+    "relative_depth_loss": True,
     "smooth_l1_beta": 0.05,
     "samples": 32,
     "match_gain": 16.0,
@@ -107,7 +108,8 @@ class Config(BaseModel):
     )
     match_gain: float = Field(default=1.0, gt=0, le=100, description="first weight of the correlations' norm")
     spread: bool = Field(
-        default=False, description="encode the sparse depth spread over the image; a small net cannot learn that fast"
+        default=False,
+        description="spread the sparse depth over the image: it is encoded, and answers are multiples of it",
     )
     sparse_depth: bool = Field(default=True, description="false: densify an empty sparse depth image (ablation)")
     matching_confidence: bool = Field(default=True, description="false: all views weigh the same (ablation)")
@@ -119,6 +121,7 @@ class Config(BaseModel):
     checkpointing: bool = Field(default=False, description="recompute activations backwards: less memory, more time")
 
     weights: LossWeights = LossWeights()
+    relative_depth_loss: bool = Field(default=False, description="depth errors count relative to the true depth")
     smooth_l1_beta: float = Field(
         default=1.0, gt=0, le=10, description="errors below it, in `unit`s, count quadratically: depths and points"
     )

@@ -189,20 +189,20 @@ def enlarge_and_convolve(
     return F.conv_transpose2d(x, turned, stride=2, padding=2, output_padding=missing)
 
 
-def spread_depth(sparse: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+def spread_depth(sparse: Float[Tensor, "b h w"], weight: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     """The sparse depth (0: unknown) over the whole image; 0 where nothing is known at all.
 
-    A pyramid of sums: each pixel takes the mean inverse depth of what is known in its cell, with one more measurement's
-    weight for what the coarser cells around it say. Means of inverse depth, for that is what a match's error is
-    proportional to. Ours, not the paper's.
+    A pyramid of sums: each pixel takes the mean inverse depth, by `weight`, of what is known in its cell, with a weight of 1
+    for what the coarser cells around it say. Means of inverse depth, for that is what a match's error is proportional
+    to. Ours, not the paper's.
     """
-    known = (sparse > 0).to(sparse.dtype)[:, None]
+    known = torch.where(sparse > 0, weight, 0.0)[:, None]
     inverse = known / torch.where(sparse > 0, sparse, 1.0)[:, None]
     levels = [(inverse, known)]
     while max(levels[-1][0].shape[-2:]) > 1:
         levels.append((_sum_of_cells(levels[-1][0]), _sum_of_cells(levels[-1][1])))
     total, count = levels.pop()
-    mean = total / count.clamp(min=1)
+    mean = total / count.clamp(min=1e-6)
     for total, count in reversed(levels):
         size = (2 * mean.shape[-2], 2 * mean.shape[-1])
         around = F.interpolate(mean, size=size, mode="bilinear", align_corners=False)

@@ -40,7 +40,12 @@ class Scale:
 
 
 def components(
-    internals: Mapping[str, Tensor], batch: Batch, scale: Scale, *, depth_resize: DepthResize = "valid_mean"
+    internals: Mapping[str, Tensor],
+    batch: Batch,
+    scale: Scale,
+    *,
+    depth_resize: DepthResize = "valid_mean",
+    relative: bool = False,
 ) -> dict[str, Scalar]:
     """Every loss component by name, unweighted, from what the network kept (`Prediction.internals`) and a batch with truth.
 
@@ -55,12 +60,15 @@ def components(
     logits, probability = internals["detector_logits"], batch.keypoint_probability
     unit, counts = scale.unit[:, None, None], counted_points(internals, truth, scale.depth_range)
     maps = {name: internals[name][:, 0] / unit for name in SCALES}
+    depth = depth_errors(
+        maps, batch.depth[:, 0] / unit, batch.mask[:, 0], beta=scale.beta, resize=depth_resize, relative=relative
+    )
     return {
         "keypoint": logits.sum() * 0 if probability is None else keypoint_error(logits, probability[:, 0]),
         "match_2d": match_error(internals["matches"], truth.matches, internals["usable"] & truth.seen),
         "match_likelihood": match_likelihood(internals, truth),
         "point_3d": point_error(internals["points"] / unit, truth.points / unit, counts, beta=scale.beta),
-        **depth_errors(maps, batch.depth[:, 0] / unit, batch.mask[:, 0], beta=scale.beta, resize=depth_resize),
+        **depth,
         "smoothness": smoothness(maps["depth_full"], batch.image[:, 0]),
     }
 
@@ -151,8 +159,9 @@ def depth_errors(
     *,
     beta: float = 1.0,
     resize: DepthResize = "valid_mean",
+    relative: bool = False,
 ) -> dict[str, Scalar]:
-    """`depth_error` of the maps at 1, 1/2, 1/4 and 1/8 of the size (the names in SCALES).
+    """`depth_error` of the maps at 1, 1/2, 1/4 and 1/8 of the size (the names in SCALES), `relative` to the true depth or not.
 
     The maps are the network's own: a depth clamped at 0 for the public would not learn from being negative.
     """
@@ -160,7 +169,8 @@ def depth_errors(
     for name, factor in SCALES.items():
         coarse, known = coarser_depth(truth, mask, factor, method=resize)
         _check_size(name, maps[name], coarse)
-        results[name] = depth_error(maps[name], coarse, known, beta=beta)
+        by = torch.where(known, coarse, torch.ones_like(coarse)) if relative else torch.ones_like(coarse)
+        results[name] = depth_error(maps[name] / by, coarse / by, known, beta=beta)
     return results
 
 

@@ -37,6 +37,16 @@ class Searched:
     rows: Int[Tensor, " m"]
     scores: Float[Tensor, "m l k"]
 
+    @property
+    def variance(self) -> Float[Tensor, " m"]:
+        """Of the place along each searched segment, in squares of its length: from 0 to 1/12 where all places are as likely.
+
+        Along a segment the inverse depth is all but linear, so this is its uncertainty, whatever the baseline.
+        """
+        weights = self.scores.flatten(1).softmax(dim=1).view_as(self.scores).sum(dim=1)
+        along, _ = _steps(weights, weights.shape[1])
+        return (weights @ along.square() - (weights @ along).square()).clamp(min=0)
+
 
 @dataclass(frozen=True)
 class Segments:
