@@ -144,7 +144,9 @@ def test_with_spread_depth_answers_are_multiples_of_it_and_sure_matches_weigh_mo
     )
     scores = torch.zeros(2, 3, 5)
     scores[0, 1, 1] = 40.0
-    variance = Searched(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), torch.zeros(2, dtype=torch.long), scores).variance
+    variance = Searched(
+        torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), torch.zeros(2, dtype=torch.long), scores
+    ).variance
     # One place alone, and five places evenly from -1/2 to 1/2.
     assert variance.tolist() == pytest.approx([0.0, 1 / 8], abs=1e-6)
 
