@@ -6,8 +6,9 @@ Numbers in, words out: nothing here trains, reads or writes. See `plumbline.over
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from plumbline.data.checks.records import SceneCheck
 from plumbline.errors import PlumblineError
@@ -18,22 +19,45 @@ _ROSE = 2.0
 # A loss that still fell by this factor over the last tenth of the steps has not been given enough of them.
 _STILL_FALLING = 0.8
 _ENOUGH_STEPS = 20
+# The median depth error and the texture correlation from which a reading of a sample is taken to be the true one.
+_CONSISTENT = 0.03
+_FOLLOWS = 0.3
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    # Its total counts what it gains on the initial depth, and so goes below zero.
+    "deltaz": {"input_losses": ("depth",)},
+    # Its total keeps the entropy of its labels and of its matches; batch norm and random keypoints tell its modes apart.
+    "deltas": {"input_losses": ("depth_full",), "same_loss": 0.05},
+    "vggt": {
+        "depth_reduction": None,
+        "losses": {"camera": 1e-3, "depth_regression": 0.01},
+        "abs_rel": 0.02,
+        "rotation_deg": 0.5,
+        "input_losses": ("camera", "depth_regression"),
+    },
+}
 
 
 class Criteria(BaseModel):
-    """What must hold; null: not asked for. Losses are named as the system names them, "loss" being their weighted total."""
+    """What must hold; null: not asked for. `preset` fills what PRESETS lists for it; a value given beside it wins.
+
+    Losses are named as the system names them, "loss" being their weighted total.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    preset: Literal["plain", "deltaz", "deltas", "vggt"] = "plain"
     data: bool = Field(default=True, description="the sample's geometry must be shown to be true, first of all")
     depth_reduction: float | None = Field(
         default=20.0, gt=1, description="depth error of the untrained network over that of the trained one, at least"
     )
     losses: dict[str, PositiveFloat] = Field(default={}, description="what these must end below, in their own units")
     abs_rel: PositiveFloat | None = Field(
-        default=None, description="depth error that must be undercut, in metres' scale"
+        default=None, description="what the depth error must end below, depth in metres"
     )
-    rotation_deg: PositiveFloat | None = Field(default=None, description="largest error of a predicted rotation")
+    rotation_deg: PositiveFloat | None = Field(default=None, description="of the worst predicted rotation")
     input_ratio: float = Field(
         default=10.0, gt=1, description="with another sample's images the loss must be this many times higher"
     )
@@ -42,19 +66,15 @@ class Criteria(BaseModel):
     )
     same_loss: PositiveFloat = Field(
         default=1e-5,
-        description="largest difference of a loss in training and in inference on equal weights (relative above 1); "
-        "batch norm and random draws need more",
+        description="largest difference of a loss in training and in inference on equal weights (relative above 1)",
     )
 
-
-# What this project asks of VGGT; see GUIDE for what is asked elsewhere.
-VGGT = Criteria(
-    depth_reduction=None,
-    losses={"camera": 1e-3, "depth_regression": 0.01},
-    abs_rel=0.02,
-    rotation_deg=0.5,
-    input_losses=("camera", "depth_regression"),
-)
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**PRESETS.get(values.get("preset", "plain"), {}), **values}
 
 
 @dataclass(frozen=True)
@@ -410,10 +430,21 @@ def _of_data(check: SceneCheck | None, outcomes: Sequence[Outcome]) -> list[str]
         return []
     if check is None:
         return ["The sample was not checked: nothing shows that its poses, depth, K and images belong together."]
-    advice = "One sample can be memorised with any labels, so nothing was trained."
+    parts = [f"The data are not shown to be true: {check.diagnosis}."]
+    if not _explained(check):
+        parts.append("No usual misreading makes them true: depth, poses or images may be of another sample.")
     if check.verdict == "cannot tell":
-        advice = "Choose a sample whose views see the same surface from places further apart. " + advice
-    return [f"The data are not shown to be true: {check.diagnosis}. {advice}"]
+        parts.append("Choose a sample whose views see the same surface from places further apart.")
+    return [" ".join([*parts, "One sample can be memorised with any labels, so nothing was trained."])]
+
+
+def _explained(check: SceneCheck) -> bool:
+    """Whether the sample is consistent as read, or would be under one of the readings that were tried."""
+    tried = [found for found in (check.as_read, *check.others) if found is not None]
+    return any(
+        found.error is not None and found.error < _CONSISTENT and (found.photometric or 0.0) > _FOLLOWS
+        for found in tried
+    )
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
