@@ -27,8 +27,8 @@ check: $(READY) ## lint, format and types
 	@ruff format --check --quiet .
 	@mypy
 
-test: $(READY) ## all tests, the graph at smoke size included
-	@pytest
+test: $(READY) ## all tests, the graph at smoke size included, a file to a core
+	@pytest --numprocesses auto --dist loadfile
 
 bench: $(READY) ## each hot path beside its peer, as a ratio
 	@python benchmarks/run.py
