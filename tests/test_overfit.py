@@ -293,7 +293,7 @@ def smaller_K(own: Pair) -> Pair:
 
 OTHER = "No usual misreading makes them true: depth, poses or images may be of another sample."
 UNTRUE = {
-    "negated poses": (negated, "with poses inverted and camera y and z axes flipped"),
+    "negated poses": (negated, "with translations negated"),
     "inverted poses": (lambda p: with_scene(p, world_T_cam=invert(p.scene.world_T_cam)), "with poses inverted"),
     "depth of another pair": (lambda p: with_scene(p, depth=pair((0, 10, 11)).scene.depth), OTHER),
     "depth of another pair, of two views": (lambda p: with_scene(pair((4, 6)), depth=pair((9, 11)).scene.depth), OTHER),

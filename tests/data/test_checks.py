@@ -157,6 +157,7 @@ PLANTED = {
         "poses inverted and camera y and z axes flipped (OpenGL)",
     ),
     "transposed rotations": (transposed, "rotations transposed"),
+    "negated translations": (lambda s: moved_apart(s, -1), "translations negated"),
     "depth in mm": (lambda s: deeper(s, 1000), "depth divided by 1000"),
     "depth in km": (lambda s: deeper(s, 0.001), "depth multiplied by 1000"),
     "undecoded bits": (lambda s: deeper(s, 8), "depth divided by 8"),

@@ -124,6 +124,13 @@ def opengl_world_to_camera(reading: Reading) -> Reading:
     return replace(reading, world_T_cam=invert(OPENGL @ reading.world_T_cam))
 
 
+def translations_negated(reading: Reading) -> Reading:
+    """Translations of the opposite sign, rotations as they are."""
+    world_T_cam = reading.world_T_cam.copy()
+    world_T_cam[:, :3, 3] *= -1
+    return replace(reading, world_T_cam=world_T_cam)
+
+
 def _scales(median: float, depth_range: tuple[float, float]) -> list[Hypothesis]:
     found = []
     for factor in (1000, 8, 5):
@@ -166,6 +173,7 @@ def _poses() -> list[Hypothesis]:
         Hypothesis("rotations transposed", rotations_transposed),
         Hypothesis("camera y and z axes flipped (OpenGL)", opengl_axes),
         Hypothesis("poses inverted and camera y and z axes flipped (OpenGL)", opengl_world_to_camera),
+        Hypothesis("translations negated", translations_negated),
     ]
 
 
