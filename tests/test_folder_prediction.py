@@ -20,6 +20,7 @@ from plumbline.data.canonical import read_scene
 from plumbline.data.checks.raw import write_raw_scene
 from plumbline.data.samples import build, gather
 from plumbline.data.synthetic import Config, generate
+from plumbline.depth_sheet import ERROR_SHOWN, SheetRow, depth_limits, draw_sheet
 from plumbline.errors import ConfigError, DataError, PlumblineError
 from plumbline.files import read_image, read_npy, read_png16
 from plumbline.folder_prediction import (
@@ -38,7 +39,6 @@ from plumbline.folder_prediction.samples import read_samples, stack_views
 from plumbline.folder_prediction.show import mean_of_scenes, remarks, score_table
 from plumbline.metrics import reference_errors
 from plumbline.prediction import Suite, predict_files
-from plumbline.report.depth_sheet import ERROR_SHOWN, SheetRow, depth_limits, draw_sheet
 from plumbline.stored import read_predictions
 from plumbline.systems.deltas import pretrained
 from plumbline.systems.records import Prediction

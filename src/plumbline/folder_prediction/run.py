@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32
 
 from plumbline import __version__
 from plumbline.checkpoint import code_digest
+from plumbline.depth_sheet import SheetRow, draw_sheet
 from plumbline.errors import ConfigError, DataError
 from plumbline.evaluation import Scored
 from plumbline.folder_prediction import output
@@ -20,7 +21,6 @@ from plumbline.folder_prediction.samples import RawSamples, read_samples, stack_
 from plumbline.metrics import measure, valid_mask
 from plumbline.progress import progress
 from plumbline.records import Sample, View
-from plumbline.report.depth_sheet import SheetRow, draw_sheet
 from plumbline.systems.records import to_batch
 
 _Item = TypeVar("_Item")

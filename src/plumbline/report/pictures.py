@@ -7,13 +7,11 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from plumbline.depth_sheet import COLOUR_MAPS, coloured
 from plumbline.errors import DataError
 
-# Not measured, or abstained: a grey that neither colour map contains.
-_NOTHING = (128, 128, 128)
 _TILE_WIDTH = 320
 _SHEET_WIDTH = 960
-_MAPS = {"depth": cv2.COLORMAP_VIRIDIS, "error": cv2.COLORMAP_INFERNO}
 
 
 def encode_webp(rgb: UInt8[np.ndarray, "h w 3"], *, quality: int = 80) -> str:
@@ -36,20 +34,10 @@ def colour_map(
     return encode_webp(_fit(coloured(values, shown, limits, kind), _TILE_WIDTH, smooth=False), quality=88)
 
 
-def coloured(
-    values: Float32[np.ndarray, "h w"], shown: Bool[np.ndarray, "h w"], limits: tuple[float, float], kind: str
-) -> UInt8[np.ndarray, "h w 3"]:
-    """`values` between `limits` (beyond: the end colours) in the colours of `kind`, RGB; grey where not `shown`."""
-    low, high = limits
-    level = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    painted = cv2.applyColorMap((255 * level).astype(np.uint8), _MAPS[kind])[..., ::-1]
-    return np.where(shown[..., None], painted, np.array(_NOTHING, np.uint8)).astype(np.uint8)
-
-
 def gradient(kind: str, *, stops: int = 12) -> str:
     """The colour bar of `kind` as a CSS gradient, low on the left."""
     levels = np.linspace(0, 255, stops).round().astype(np.uint8)[None]
-    colours = cv2.applyColorMap(levels, _MAPS[kind])[0, :, ::-1]
+    colours = cv2.applyColorMap(levels, COLOUR_MAPS[kind])[0, :, ::-1]
     return "linear-gradient(90deg," + ",".join("#" + bytes(colour.tolist()).hex() for colour in colours) + ")"
 
 

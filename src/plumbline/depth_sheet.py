@@ -6,14 +6,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from plumbline.files import write_jpg, write_png
-from plumbline.report.pictures import coloured
 
 # Relative depth error at the upper end of the colours: one value for all pictures, so that they can be compared.
 ERROR_SHOWN = 0.2
+COLOUR_MAPS = {"depth": cv2.COLORMAP_VIRIDIS, "error": cv2.COLORMAP_INFERNO}
+# Not measured, or abstained: a grey that neither colour map contains.
+_NOTHING = (128, 128, 128)
 _TILE, _GAP, _HEAD, _FOOT, _BAR = 320, 8, 46, 36, 12
 _TEXT, _SMALL = 13, 12
 _INK, _PALE = (31, 35, 40), (101, 109, 118)
@@ -59,6 +61,16 @@ def depth_limits(rows: Sequence[SheetRow]) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(values, (2, 98)))
     return low, max(high, 1.02 * low)
+
+
+def coloured(
+    values: Float32[np.ndarray, "h w"], shown: Bool[np.ndarray, "h w"], limits: tuple[float, float], kind: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    """`values` between `limits` (beyond: the end colours) in the colours of `kind`, RGB; grey where not `shown`."""
+    low, high = limits
+    level = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    painted = cv2.applyColorMap((255 * level).astype(np.uint8), COLOUR_MAPS[kind])[..., ::-1]
+    return np.where(shown[..., None], painted, np.array(_NOTHING, np.uint8)).astype(np.uint8)
 
 
 def _tiles(row: SheetRow, limits: tuple[float, float]) -> list[UInt8[np.ndarray, "h w 3"]]:
