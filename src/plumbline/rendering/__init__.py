@@ -1,0 +1,1 @@
+"""Gaussian rasterisers behind one interface."""
