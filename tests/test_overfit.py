@@ -20,8 +20,8 @@ from plumbline.errors import ConfigError, DataError, PlumblineError
 from plumbline.feed import SampleFeed
 from plumbline.files import read_json
 from plumbline.overfit import OverfitConfig, covering, depth_error, fit_sample, in_metres, mirrored, overfit_pair
-from plumbline.overfit_record import read_verdict
-from plumbline.overfit_verdict import GUIDE, Criteria, Verdict, judge, require_passed
+from plumbline.overfit_record import read_verdict, record_files, sheet
+from plumbline.overfit_verdict import GUIDE, Criteria, Verdict, judge, numbers, require_passed, summary
 from plumbline.records import Sample, Scene
 from plumbline.systems import build
 from plumbline.systems.records import Batch, Prediction
@@ -297,6 +297,7 @@ UNTRUE = {
     "inverted poses": (lambda p: with_scene(p, world_T_cam=invert(p.scene.world_T_cam)), "with poses inverted"),
     "depth of another pair": (lambda p: with_scene(p, depth=pair((0, 10, 11)).scene.depth), OTHER),
     "depth of another pair, of two views": (lambda p: with_scene(pair((4, 6)), depth=pair((9, 11)).scene.depth), OTHER),
+    "poses of another pair": (lambda p: with_scene(p, world_T_cam=pair((0, 10, 11)).scene.world_T_cam), OTHER),
     "images of another pair": (lambda p: with_scene(pair((4, 6)), images=pair((9, 11)).scene.images), OTHER),
     "K of another resolution": (smaller_K, "with K multiplied by 2"),
 }
@@ -323,7 +324,8 @@ def test_data_that_are_not_true_are_refused_before_anything_is_trained(tmp_path:
     assert words in verdict.diagnosis[0] and verdict.diagnosis[0].startswith("The data are not shown to be true: ")
     assert (OTHER in verdict.diagnosis[0]) == (words == OTHER)
     folder = tmp_path / "runs/overfit/deltaz"
-    assert sorted(path.name for path in folder.iterdir()) == ["record.md", "verdict.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["passed.json", "record.md", "verdict.json"]
+    assert read_json(folder / "passed.json") == {"system": "deltaz", "passed": False}
     with pytest.raises(
         PlumblineError, match=r"deltaz was not trained: its sample is not shown to be true\.\n  - The data"
     ):
@@ -342,7 +344,12 @@ def test_a_sample_that_cannot_be_judged_is_no_basis(tmp_path: Any) -> None:
 def test_the_record_has_what_the_guide_asks_for(tmp_path: Any) -> None:
     verdict = on_disk(tmp_path, pair(), FAST.model_copy(update={"guide": True}))
     folder = tmp_path / "runs/overfit/deltaz"
-    assert sorted(path.name for path in folder.iterdir()) == ["curve.csv", "record.md", "verdict.json"]
+    pictures = ["step_1.png", "step_10.png", "step_12.png"]
+    files = ["curve.csv", "passed.json", "record.md", *pictures, "verdict.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert read_json(folder / "passed.json") == {"system": "deltaz", "passed": verdict.passed}
+    found = record_files(folder)
+    assert list(found["pictures"]) == [1, 10, 12] and found["curve"] == folder / "curve.csv"
     with (folder / "curve.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["step"]) for row in rows] == list(range(1, 13))
@@ -380,6 +387,34 @@ def test_depth_is_kept_for_pictures_after_each_logged_step() -> None:
     config = FAST.model_copy(update={"steps": 4, "log_steps": (1, 2, 50)})
     kept = fit_sample(deltaz(), own, other, config, name="net", seed=0).depth
     assert {step: depth.shape for step, depth in kept.items()} == dict.fromkeys((1, 2, 4), (1, 1, 32, 40))
+
+
+def test_pictures_show_every_view_and_grey_where_nothing_was_predicted() -> None:
+    own = pair()
+    masked = np.ones(own.scene.images.shape[:3], bool)
+    masked[0, :10] = False
+    assert own.scene.depth is not None
+    rows = sheet(with_scene(own, mask=masked), 1.1 * own.scene.depth[:1])
+    assert [row.title for row in rows] == ["04", "05", "06"] and rows[0].sources == ("05", "06")
+    assert rows[0].metrics["abs_rel"] == pytest.approx(0.1) and not rows[1].metrics
+    assert rows[0].truth is not None and not rows[0].truth[:10].any() and rows[0].truth[10:].all()
+    assert rows[0].prediction.any() and not rows[1].prediction.any()
+    assert all(row.truth is None for row in sheet(with_scene(own, depth=None), rows[0].prediction[None]))
+
+
+def test_a_verdict_in_lines_and_in_numbers_says_what_is_not_met() -> None:
+    verdict = gate(deltaz(), FAST.model_copy(update={"steps": 4}))
+    assert "depth_reduction: " in summary(verdict) and "expected at least 20 (not met)" in summary(verdict)
+    found = numbers(verdict)
+    assert found["overfit/passed"] == 0 and 0 < found["overfit/depth_reduction"] < 20
+    assert numbers(green())["overfit/passed"] == 1
+
+
+def test_a_criterion_that_is_null_is_not_asked_for() -> None:
+    lenient = Criteria(preset="deltaz", data=False, depth_reduction=None, input_ratio=None)
+    verdict = gate(deltaz(), FAST.model_copy(update={"steps": 2, "criteria": lenient}))
+    assert verdict.passed, verdict.diagnosis
+    assert {outcome.name for outcome in verdict.criteria}.isdisjoint({"depth_reduction", "input_ratio"})
 
 
 def test_an_abstaining_pixel_counts_as_wrong_and_an_unmeasured_one_not_at_all() -> None:

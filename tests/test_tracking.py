@@ -10,12 +10,13 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plumbline import tracking
 from plumbline.config import TrackingConfig
 from plumbline.errors import DataError
-from plumbline.files import sha256_file, write_json
+from plumbline.files import sha256_file, write_json, write_png
 
 CONFIG = TrackingConfig(experiment="test")
 
@@ -179,8 +180,11 @@ def test_switched_off_it_touches_nothing(root):
 def test_tensorboard_files_hold_the_curve(root):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tracking.write_tensorboard(root / "curve.csv", root / "board")))
+    write_png(root / "step_20.png", np.full((4, 6, 3), 90, np.uint8))
+    pictures = {20: root / "step_20.png"}
+    events = EventAccumulator(str(tracking.write_tensorboard(root / "curve.csv", root / "board", pictures)))
     events.Reload()
+    assert [(e.step, e.width, e.height) for e in events.Images("depth")] == [(20, 6, 4)]
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 0.5), (20, 0.25)]
     assert [(e.step, e.value) for e in events.Scalars("val/abs_rel")] == [(20, 0.125)]
 

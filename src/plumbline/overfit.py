@@ -25,7 +25,7 @@ from plumbline.camera_metrics import camera_errors
 from plumbline.data.checks import CheckConfig, check_scene
 from plumbline.data.pair import Pair
 from plumbline.errors import ConfigError, DataError
-from plumbline.overfit_record import sample_facts, write_record
+from plumbline.overfit_record import sample_facts, sheet, write_record
 from plumbline.overfit_verdict import Criteria, NonFinite, Run, State, Verdict, data_is_true, judge
 from plumbline.systems.records import Batch, Prediction
 from plumbline.training import Schedule, cpu_threads, step_size
@@ -40,6 +40,10 @@ class OverfitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    system: dict[str, Any] = Field(
+        default={},
+        description="what the gate builds otherwise than systems.<system> says; a key given here replaces that one",
+    )
     steps: PositiveInt = 300
     lr: PositiveFloat = 1e-3
     criteria: Criteria = Criteria()
@@ -84,11 +88,13 @@ def overfit_pair(
     name: str,
     seed: int,
     out: Path,
+    notes: Mapping[str, Any] | None = None,
 ) -> Verdict:
-    """Judge `system` on its sample and write verdict.json, curve.csv and record.md into `out`; returns the verdict.
+    """Judge `system` on its sample and write the record into `out` (see `write_record`); returns the verdict.
 
     `pair` is the sample that `batch` was made of. It is checked first: when its geometry is not shown to be true nothing is
     trained. `other` is a sample of the same shape that shows something else; None: the sample's own images, mirrored.
+    `notes` stand in the record beside the configuration.
     """
     check = check_scene(pair.scene, checks) if config.criteria.data else None
     fitted = None
@@ -101,8 +107,9 @@ def overfit_pair(
         verdict,
         run=run,
         sample=sample_facts(pair, other="its own images, mirrored" if other is None else "another sample's images"),
-        configuration={**config.model_dump(mode="json"), "seed": seed},
+        configuration={**config.model_dump(mode="json"), "seed": seed, **(notes or {})},
         log_steps=config.log_steps,
+        sheets={} if fitted is None else {step: sheet(pair, depth[0]) for step, depth in fitted.depth.items()},
     )
     return verdict
 

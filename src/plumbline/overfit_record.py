@@ -1,4 +1,4 @@
-"""The record of an overfit gate, as the single-pair guide asks its user to keep one: record.md, verdict.json, curve.csv."""
+"""The record of an overfit gate, as the single-pair guide asks its user to keep one: words, numbers, curve and pictures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from plumbline.curve import Curve
+from plumbline.data.canonical import validity
 from plumbline.data.pair import Pair, ViewFacts, facts
+from plumbline.depth_sheet import SheetRow, draw_sheet
 from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, write_json
 from plumbline.overfit_verdict import Outcome, Run, State, Verdict
 
 FORMAT_VERSION = 1
+PASSED = "passed.json"
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,19 @@ def write_record(
     sample: SampleFacts,
     configuration: Mapping[str, Any],
     log_steps: Sequence[int],
+    sheets: Mapping[int, Sequence[SheetRow]] | None = None,
 ) -> None:
-    """Write `out` at once: record.md, verdict.json and, where something was trained, curve.csv with a row a step."""
+    """Write `out` at once: record.md, verdict.json, passed.json and, of a training, curve.csv and step_<n>.png.
+
+    curve.csv has a row a step, a picture shows the rows of `sheets` for its step. passed.json says no more than the name and
+    whether the gate passed: a gate that runs again with the same answer then gives nobody cause to train again.
+    """
     with atomic_folder(out) as folder:
         if run is not None:
             _write_curve(folder / "curve.csv", run)
+        for step, rows in (sheets or {}).items():
+            draw_sheet(rows, folder / f"step_{step}.png", method=f"{verdict.system}, step {step}")
+        write_json(folder / PASSED, {"system": verdict.system, "passed": verdict.passed})
         content = {
             "format": FORMAT_VERSION,
             **verdict.model_dump(mode="json"),
@@ -55,6 +69,46 @@ def write_record(
         write_json(folder / "verdict.json", content)
         text = markdown(verdict, run=run, sample=sample, configuration=configuration, log_steps=log_steps)
         (folder / "record.md").write_text(text, encoding="utf-8")
+
+
+def sheet(pair: Pair, depth: Float32[np.ndarray, "p h w"]) -> list[SheetRow]:
+    """A row for each view that a system is given: its image, the depth predicted for the leading ones (metres), the truth."""
+    scene, views = pair.scene, pair.only("context").views
+    rows = []
+    for place, view in enumerate(views):
+        image = np.asarray(scene.images[view])
+        predicted = depth[place] if place < len(depth) else np.zeros(image.shape[:2], np.float32)
+        others = tuple(scene.view_names[other] for other in views if other != view)
+        truth = _truth(pair, view)
+        metrics = {} if truth is None or place >= len(depth) else {"abs_rel": _abs_rel(predicted, truth)}
+        rows.append(SheetRow(scene.view_names[view], others, image, predicted, truth, metrics))
+    return rows
+
+
+def _truth(pair: Pair, view: int) -> Float32[np.ndarray, "h w"] | None:
+    scene = pair.scene
+    if scene.depth is None:
+        return None
+    depth = np.asarray(scene.depth[view])
+    known = validity(depth, None if scene.mask is None else np.asarray(scene.mask[view]))
+    return np.where(known, depth, np.float32(0))
+
+
+def _abs_rel(predicted: Float32[np.ndarray, "h w"], truth: Float32[np.ndarray, "h w"]) -> float:
+    """The gate's depth error of one view; NaN where nothing is measured."""
+    known = truth > 0
+    return float(np.mean(np.abs(predicted[known] - truth[known]) / truth[known])) if known.any() else math.nan
+
+
+def record_files(folder: Path) -> dict[str, Any]:
+    """What is to be logged of a gate's folder: its curve, its pictures by step, and the folder itself."""
+    curve = folder / "curve.csv"
+    pictures = {int(path.stem.removeprefix("step_")): path for path in folder.glob("step_*.png")}
+    return {
+        "curve": curve if curve.is_file() else None,
+        "pictures": dict(sorted(pictures.items())),
+        "artifacts": [folder],
+    }
 
 
 def read_verdict(folder: Path) -> Verdict:

@@ -58,7 +58,7 @@ class Criteria(BaseModel):
         default=None, description="what the depth error must end below, depth in metres"
     )
     rotation_deg: PositiveFloat | None = Field(default=None, description="of the worst predicted rotation")
-    input_ratio: float = Field(
+    input_ratio: float | None = Field(
         default=10.0, gt=1, description="with another sample's images the loss must be this many times higher"
     )
     input_losses: tuple[str, ...] = Field(
@@ -221,6 +221,20 @@ def require_passed(verdict: Verdict, *, record: str) -> None:
         raise PlumblineError(f"{verdict.conclusion}\n{lines}\nAll that was measured is in {record}.")
 
 
+def summary(verdict: Verdict) -> str:
+    """The verdict in lines for a terminal: the conclusion, then each criterion with what was measured."""
+    lines = [
+        f"  {o.name}: {_text(o.value)}, expected {o.expected}{'' if o.met else ' (not met)'}" for o in verdict.criteria
+    ]
+    return "\n".join([verdict.conclusion, *lines])
+
+
+def numbers(verdict: Verdict) -> dict[str, float]:
+    """What is logged of a verdict: every criterion that has a finite value by name, and whether it passed (1) or not (0)."""
+    measured = {o.name.replace(" ", "_"): o.value for o in verdict.criteria if o.value is not None}
+    return {f"overfit/{name}": value for name, value in {**measured, "passed": float(verdict.passed)}.items()}
+
+
 # --- criteria --------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +257,7 @@ def _trained(run: Run, criteria: Criteria) -> list[Outcome]:
         *_depth(run, criteria),
         *(_below(f"loss {name}", _sum(run.trained.losses, (name,)), limit) for name, limit in criteria.losses.items()),
         *_cameras(run, criteria),
-        _looks(run, criteria),
+        *_looks(run, criteria),
         _same(run, criteria),
     ]
 
@@ -269,11 +283,13 @@ def _cameras(run: Run, criteria: Criteria) -> list[Outcome]:
     return [_below("rotation_error_deg", math.nan if error is None else error, criteria.rotation_deg)]
 
 
-def _looks(run: Run, criteria: Criteria) -> Outcome:
+def _looks(run: Run, criteria: Criteria) -> list[Outcome]:
+    if criteria.input_ratio is None:
+        return []
     own, other = (_sum(losses, criteria.input_losses) for losses in (run.trained.losses, run.swapped_losses))
     names = " + ".join(criteria.input_losses)
     outcome = _at_least("input_ratio", other / own if own > 0 else math.nan, criteria.input_ratio)
-    return outcome.model_copy(update={"remark": f"{names}: {own:.3g}, with another sample's images {other:.3g}"})
+    return [outcome.model_copy(update={"remark": f"{names}: {own:.3g}, with another sample's images {other:.3g}"})]
 
 
 def _same(run: Run, criteria: Criteria) -> Outcome:

@@ -23,7 +23,7 @@ from filelock import FileLock
 from plumbline.config import TrackingConfig, load_params
 from plumbline.curve import read_curve
 from plumbline.errors import DataError
-from plumbline.files import read_json, sha256_file
+from plumbline.files import read_image, read_json, sha256_file
 from plumbline.process import dvc_root
 
 _LONGEST_VALUE = 6000
@@ -39,6 +39,7 @@ def log_stage(
     params: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
     curve: Path | None = None,
+    pictures: Mapping[int, Path] | None = None,
     artifacts: Sequence[Path] = (),
     tags: Mapping[str, str] | None = None,
     ends_pipeline: bool = False,
@@ -46,14 +47,15 @@ def log_stage(
     """Log what a stage did as a run under this dvc invocation's parent; returns the run's id, None when nothing was logged.
 
     `params` may be nested (flattened by dots); `metrics` go to the parent as well; `curve` is a curve.csv, logged by step
-    and, when so configured, written for TensorBoard into `$DVC_ROOT/runs/tensorboard`. params.yaml is added to the
-    artifacts. `ends_pipeline` closes the parent: the last stage says so. Any failure becomes one warning.
+    and, when so configured, written for TensorBoard into `$DVC_ROOT/runs/tensorboard`, with the `pictures` (PNG files by
+    step). params.yaml is added to the artifacts. `ends_pipeline` closes the parent: the last stage says so. Any failure
+    becomes one warning.
     """
     if not config.enabled:
         return None
     try:
         if curve is not None and config.tensorboard:
-            write_tensorboard(curve, dvc_root() / "runs" / "tensorboard" / _label(stage, item))
+            write_tensorboard(curve, dvc_root() / "runs" / "tensorboard" / _label(stage, item), pictures or {})
         entry = Entry(_label(stage, item), flatten(params or {}), dict(metrics or {}), curve, tuple(artifacts))
         return _log(entry, config, {"stage": stage, **provenance(Path.cwd()), **(tags or {})}, ends_pipeline)
     except Exception as error:  # noqa: BLE001  # a tracking store that fails in whatever way must not end a long run
@@ -323,8 +325,8 @@ def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_tensorboard(curve: Path, folder: Path) -> Path:
-    """Write a curve.csv as TensorBoard events into a new folder below `folder`; returns that folder."""
+def write_tensorboard(curve: Path, folder: Path, pictures: Mapping[int, Path] | None = None) -> Path:
+    """Write a curve.csv, and PNG files by step, as TensorBoard events into a new folder below `folder`; returns that."""
     from torch.utils.tensorboard.writer import SummaryWriter
 
     run = folder / time.strftime("%Y%m%d-%H%M%S")
@@ -332,6 +334,8 @@ def write_tensorboard(curve: Path, folder: Path) -> Path:
         for row in read_curve(curve):
             for name in row.keys() - {"step", "seconds"}:
                 writer.add_scalar(name, row[name], int(row["step"]))
+        for step, path in (pictures or {}).items():
+            writer.add_image("depth", read_image(path), step, dataformats="HWC")
     return run
 
 

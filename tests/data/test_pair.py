@@ -151,6 +151,21 @@ def test_what_cannot_be_had_is_named_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_labels_of_the_sample_are_those_of_its_views_in_its_order(scenes: Path, tmp_path: Path) -> None:
+    found = extract(scenes, tmp_path / "deltas", sample=4)
+    stored = np.arange(5 * 24 * 32, dtype=np.float16).reshape(5, 24, 32)
+    folder = tmp_path / "rooms"
+    (folder / "flat").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"kitchen\.npy: no such file; .*dvc repro pseudo_labels@rooms"):
+        pair.read_labels(folder, found)
+    np.save(folder / "flat/kitchen.npy", stored)
+    np.testing.assert_array_equal(pair.read_labels(folder, found), stored[[2, 1, 3]])
+    for wrong in (stored[:3], stored[:, :20], stored.astype(np.float32)):
+        np.save(folder / "flat/kitchen.npy", wrong)
+        with pytest.raises(DataError, match=r"keypoint labels are .*; expected float16 \(more than 3, 24, 32\)"):
+            pair.read_labels(folder, found)
+
+
 @pytest.mark.parametrize("changes", [{"predict_views": 4}, {"other": 0}, {"context": 0}, {"views": 2}])
 def test_impossible_configurations_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float16, Float32
 from pydantic import Field, model_validator
 
 from plumbline.config import DatasetConfig, SuiteConfig
 from plumbline.data.canonical import read_scene, validity, views_of, write_scene
 from plumbline.data.samples import build, open_split
 from plumbline.errors import ConfigError, DataError
-from plumbline.files import atomic_folder, read_json, write_json
+from plumbline.files import atomic_folder, read_json, read_npy, write_json
 from plumbline.records import Sample, Scene
 
 FORMAT_VERSION = 1
@@ -246,6 +246,28 @@ def read_sample(folder: Path) -> Pair:
     if tuple(roles) != scene.view_names:
         raise DataError(f"{folder}: {_FILE} and the scene name different views. {advice}")
     return Pair(scene, Sample(name, tuple(range(len(roles)))), tuple(roles.values()), int(predict_views), described)
+
+
+def read_labels(folder: Path, pair: Pair) -> Float16[np.ndarray, "v h w"]:
+    """The keypoint labels of the sample's views, in its order, of those of its whole data set in `folder`.
+
+    `folder` is data/pseudo_labels/<dataset>. DataError when the scene has none there, or they are of other views or another size.
+    """
+    path, size = folder / f"{pair.scene.name}.npy", pair.scene.images.shape[1:3]
+    numbers = [view["number"] for view in pair.origin["views"]]
+    advice = f"Make them with: dvc repro pseudo_labels@{folder.name}"
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; expected the keypoint labels of the sample's scene. {advice} "
+            "(pseudo_labels.splits in params.yaml says which splits get them)."
+        )
+    stored = read_npy(path, memory_map=True)
+    if stored.dtype != np.float16 or stored.shape[1:] != size or len(stored) <= max(numbers):
+        raise DataError(
+            f"{path}: keypoint labels are {stored.dtype} {stored.shape}; expected float16 (more than {max(numbers)}, "
+            f"{size[0]}, {size[1]}). {advice}"
+        )
+    return np.ascontiguousarray(stored[numbers])
 
 
 def _require_same(written: Scene, found: Scene, out: Path) -> None:
