@@ -14,12 +14,7 @@ import allocator
 from plumbline.geometry import invert
 from plumbline.systems.deltas import Config, System, keypoints
 from plumbline.systems.deltas.dense import UpProjection, enlarge_and_convolve_reference, sparse_depth_image
-from plumbline.systems.deltas.matching import (
-    match,
-    match_reference,
-    sample_descriptors,
-    search_segments,
-)
+from plumbline.systems.deltas.matching import match_reference, sample_descriptors, search, search_segments
 from plumbline.systems.deltas.resnet import Pointwise
 from plumbline.systems.deltas.triangulation import projections, triangulate, triangulate_svd
 from plumbline.systems.records import Batch
@@ -57,18 +52,25 @@ def matching() -> list[Bench]:
     maps = descriptors.detach()[:, 1:].flatten(-2).requires_grad_()
     anchors = sample_descriptors(descriptors.detach()[:, 0], points).requires_grad_()
 
-    def run(function: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
-        matches, best = function(descriptors, points, segments, score=lambda c: F.relu(10 * c))
+    def score(correlations: Tensor) -> Tensor:
+        return F.relu(10 * correlations)
+
+    def peer() -> Tensor:
+        matches, best = match_reference(descriptors, points, segments, score=score)
         return torch.cat([matches.flatten(), best.flatten()])
+
+    def ours() -> Tensor:
+        found = search(descriptors, points, segments, score=score)
+        return torch.cat([found.matches.flatten(), found.best.flatten()])
 
     def check() -> None:
         assert 0.5 < segments.usable.float().mean() < 1
-        same([lambda f=f: run(f) for f in (match, match_reference)], [descriptors], atol=1e-3)
+        same([ours, peer], [descriptors], atol=1e-3)
 
     return both_ways(
         "deltas_match_512",
-        ("sample descriptors, then dot", "match: correlate, then sample", "one matmul, keypoints x cells"),
-        (lambda: run(match_reference), lambda: run(match), lambda: anchors[:, None] @ maps),
+        ("sample descriptors, then dot", "search: correlate, then sample", "one matmul, keypoints x cells"),
+        (peer, ours, lambda: anchors[:, None] @ maps),
         leaves=[descriptors, maps, anchors],
         targets=(10.0, 20.0),
         check=check,

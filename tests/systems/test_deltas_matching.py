@@ -1,16 +1,17 @@
 """DELTAS' matching: search segments by hand and by projection, the fast correlation against sampled descriptors."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plumbline.systems.deltas import matching
 from plumbline.systems.deltas.matching import (
     Segments,
     candidates,
-    match,
     match_reference,
     sample_descriptors,
     search_segments,
@@ -19,6 +20,12 @@ from plumbline.systems.deltas.matching import (
 
 SIZE = (48, 64)
 RANGE = (0.5, 10.0)
+
+
+def match(descriptors: Tensor, keypoints: Tensor, segments: Segments, **options: Any) -> tuple[Tensor, Tensor]:
+    """What `match_reference` returns, of the fast path."""
+    found = matching.search(descriptors, keypoints, segments, **options)
+    return found.matches, found.best
 
 
 def camera(*, focal: float = 50.0, views: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -210,7 +217,7 @@ def test_unusable_segments_cost_three_reads() -> None:
         read.append(correlations.numel())
         return correlations
 
-    match(descriptors, keypoints, segments, score=score, samples=20)
+    matching.search(descriptors, keypoints, segments, score=score, samples=20)
     usable = int(segments.usable.sum())
     assert read == [usable * 60 + (segments.usable.numel() - usable) * 3]
 

@@ -159,19 +159,11 @@ def match_reference(
     samples: int = 100,
     cell: int = CELL,
 ) -> tuple[Float[Tensor, "b s n 2"], Float[Tensor, "b s n"]]:
-    """The readable reference of `match`'s matches and best scores: sample a descriptor at every candidate, then correlate."""
+    """The readable reference of `search`'s matches and best scores: sample a descriptor at every candidate, then correlate."""
     places = candidates(segments, samples)
     scores = score(correlate_reference(descriptors, keypoints, places, cell=cell))
     matches = soft_match(scores, segments) * segments.usable[..., None]
     return matches, scores.flatten(-2).amax(dim=-1)
-
-
-def match(
-    descriptors: Float[Tensor, "b v c h w"], keypoints: Float[Tensor, "b n 2"], segments: Segments, **options: Any
-) -> tuple[Float[Tensor, "b s n 2"], Float[Tensor, "b s n"]]:
-    """The soft match of each keypoint in each source, pixels ((0, 0) where unusable), and its best score; see `search`."""
-    found = search(descriptors, keypoints, segments, **options)
-    return found.matches, found.best
 
 
 def search(
