@@ -22,7 +22,7 @@ from rich.table import Table
 
 from timing import Measured, measure
 
-MODULES = ("view_read", "batch_feed", "pfm_read", "metrics", "inverse_warp", "unet_step", "deltas")
+MODULES = ("view_read", "batch_feed", "pfm_read", "metrics", "inverse_warp", "unet_step", "deltas", "vggt")
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("bench", "peer", "peer time", "ours", "ratio", "target", "at best", "share of it", "")
 METHOD = (

@@ -1,11 +1,17 @@
 """Transformer blocks and rotary positions in two dimensions, as in VGGT (arXiv 2503.11651, section 3.2)."""
 
-from typing import NamedTuple
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# From about 3 million multiply-adds on, forward and backward, oneDNN's product pays for what calling it costs.
+FEWEST_MULTIPLY_ADDS = 4_000_000
 
 
 class Rotation(NamedTuple):
@@ -36,16 +42,71 @@ def rotate(x: Float[Tensor, "b k n c"], rotation: Rotation) -> Float[Tensor, "b 
     return turned.flatten(-3).to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """`nn.Linear`, in oneDNN's single precision where that is the faster one (`suits_onednn`); equal to rounding."""
+
+    def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c2"]:
+        """x W^T + b."""
+        if not suits_onednn(x, self.weight):
+            return super().forward(x)
+        product: Tensor = _OneDnnLinear.apply(x.flatten(0, -2), self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return torch.unflatten(product, 0, x.shape[:-1])
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """x W^T + b of rows x "n c" and its gradients. No global setting is touched: other threads may be computing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            _product(grad, weight.T) if wanted[0] else None,
+            _product(grad.T, x.T) if wanted[1] else None,
+            grad.sum(0) if wanted[2] else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, whatever the strides are."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether x W^T is faster in oneDNN: products in single precision on an AMD CPU, but for small ones.
+
+    MKL, which torch takes for float32, runs at half speed there. Under autocast and in bfloat16 torch takes oneDNN itself.
+    """
+    usable = (
+        x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    )
+    return usable and x.numel() * len(weight) >= FEWEST_MULTIPLY_ADDS and _mkl_is_slow()
+
+
+@functools.cache
+def _mkl_is_slow() -> bool:
+    cpu = Path("/proc/cpuinfo")
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return both and cpu.exists() and "AuthenticAMD" in cpu.read_text(encoding="utf-8")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, optionally with normalised queries and keys (norm first, then the rotation)."""
 
     def __init__(self, width: int, heads: int, *, normalised: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         self.q_norm = nn.LayerNorm(width // heads) if normalised else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads) if normalised else nn.Identity()
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n c"], rotation: Rotation | None = None) -> Float[Tensor, "b n c"]:
         """What each of the `n` tokens gathers from all of them."""
@@ -63,8 +124,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, out)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, out)
 
     def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c2"]:
         """Each token on its own."""
