@@ -75,7 +75,7 @@ def step(*, target: float, bf16: bool) -> Bench:
     trunk = Trunk(rounds=3, width=384, heads=6, grid=(16, 16))
     tokens, truth = torch.randn(2, 1, FRAMES, SPECIAL + 256, 384)
     ours, peer = Step(trunk, tokens, truth, bf16=bf16), Step(as_usual(trunk), tokens, truth)
-    label = "bfloat16, fused attention" if bf16 else "fused attention, oneDNN's products"
+    label = "bfloat16" if bf16 else "fused attention, oneDNN's products"
     return Bench(
         f"vggt_step_3+3x384{'_bf16' if bf16 else ''}",
         Contender(NAIVE, peer, allocator.plain),

@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 
 # From about 3 million multiply-adds on, forward and backward, oneDNN's product pays for what calling it costs.
 FEWEST_MULTIPLY_ADDS = 4_000_000
+# Weights of attention that are held at once: 32 MB in bfloat16.
+MOST_WEIGHTS = 2**24
 
 
 class Rotation(NamedTuple):
@@ -115,8 +117,26 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         # Under autocast a norm answers in float32, and one wide operand would cost the fast kernels.
-        gathered = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        gathered = attend(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(gathered.transpose(1, 2).flatten(2))
+
+
+def attend(
+    q: Float[Tensor, "b k n c"], k: Float[Tensor, "b k n c"], v: Float[Tensor, "b k n c"]
+) -> Float[Tensor, "b k n c"]:
+    """What each token gathers: the values `v`, weighted by the softmax of its products with all keys over sqrt(c)."""
+    if not suits_writing_out(q):
+        return F.scaled_dot_product_attention(q, k, v)
+    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+    return weights.to(v.dtype) @ v
+
+
+def suits_writing_out(q: Float[Tensor, "b k n c"]) -> bool:
+    """Whether the matrix of all weights is faster than torch's fused attention, which never holds it.
+
+    So on a CPU in bfloat16, whose fused kernel has slow products, as long as the matrix is of a size for the caches.
+    """
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q[..., 0].numel() * q.shape[-2] <= MOST_WEIGHTS
 
 
 class Mlp(nn.Module):
