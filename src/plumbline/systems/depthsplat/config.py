@@ -1,0 +1,163 @@
+"""What DepthSplat is made of: sizes of its nets, how depth is swept, and which habits of the released weights it keeps.
+
+| preset | parameters | sizes |
+|---|---|---|
+| `small` | 38.3 M | ViT-S, one scale: the published small model for 256x256; with `stride: 8` (38.4 M) that for 448x768 |
+| `base` | 120.7 M | ViT-B, two scales: the published base model for 256x256; with `stride: 8` (120.9 M) those for larger images |
+| `large` | 354.3 M | ViT-L, two scales: the published large model for 256x256 |
+| `tiny` | 0.6 M | the same layers, far narrower, a ViT of four blocks on 8x8 patches: trains on two CPU cores at 64x80 |
+
+`gaussians: false` leaves out what makes Gaussians of depth: the released depth-only models are `small` and `base` with
+`stride: 8` and without Gaussians. Height and width of images must be multiples of four times the stride.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Width = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
+Block = Annotated[int, Field(ge=0, le=255)]
+Four = tuple[Width, Width, Width, Width]
+Name = Literal["small", "base", "large", "tiny"]
+
+BASE: dict[str, Any] = {
+    "scales": 2,
+    "vit_width": 768,
+    "vit_heads": 12,
+    "dpt_widths": (96, 192, 384, 768),
+    "depth_features": 48,
+    "gaussian_features": 96,
+}
+LARGE: dict[str, Any] = {
+    "scales": 2,
+    "vit_width": 1024,
+    "vit_blocks": 24,
+    "vit_heads": 16,
+    "vit_taps": (4, 11, 17, 23),
+    "dpt_widths": (128, 256, 512, 1024),
+    "depth_features": 64,
+    "gaussian_features": 128,
+}
+TINY: dict[str, Any] = {
+    "official_quirks": False,
+    "candidates": 32,
+    "backbone_widths": (16, 24, 32),
+    "layers": 2,
+    "ffn_ratio": 2,
+    "vit_width": 48,
+    "vit_blocks": 4,
+    "vit_heads": 3,
+    "vit_taps": (0, 1, 2, 3),
+    "vit_patch": 8,
+    "vit_grid": 10,
+    "dpt_widths": (16, 24, 32, 48),
+    "depth_features": 16,
+    "gaussian_features": 16,
+    "regressor_width": 32,
+    "attention_head": 16,
+    "gaussian_width": 24,
+    "scale_unit": "pixel",
+    "scale_shift": -0.43,
+    "scale_range": (0.05, 16.0),
+}
+PRESETS: dict[str, dict[str, Any]] = {"small": {}, "base": BASE, "large": LARGE, "tiny": TINY}
+
+
+class Config(BaseModel):
+    """DepthSplat's configuration. `preset` fills what PRESETS lists for it; a value given beside it wins."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: Name = "small"
+    official_quirks: bool = Field(
+        default=True,
+        description="keep what the released weights were trained with though geometry says otherwise (see docs of each "
+        "use); false: the right version",
+    )
+
+    stride: Literal[4, 8] = Field(default=4, description="pixels from one of the coarsest features to the next")
+    scales: Literal[1, 2] = Field(default=1, description="cost volumes, each twice as fine as the one before")
+    candidates: int = Field(default=128, ge=8, le=1024, multiple_of=4, description="depths tried at the coarsest scale")
+    backbone_widths: tuple[Width, Width, Width] = Field(default=(64, 96, 128), description="of the CNN's three stages")
+    layers: int = Field(default=6, ge=1, le=64, description="of the multi-view transformer")
+    ffn_ratio: int = Field(default=4, ge=1, le=16, description="its MLP's hidden width over its input's")
+    windows: int = Field(default=2, ge=1, le=16, description="attention windows along each side")
+    matched_views: int = Field(default=2, ge=1, le=64, description="nearest other views that a view is matched with")
+
+    vit_width: Width = 384
+    vit_blocks: int = Field(default=12, ge=1, le=256)
+    vit_heads: int = Field(default=6, ge=1, le=256)
+    vit_taps: tuple[Block, Block, Block, Block] = Field(default=(2, 5, 8, 11), description="blocks that are read")
+    vit_patch: int = Field(default=14, ge=2, le=64, description="side of a patch, pixels")
+    vit_grid: int = Field(default=37, ge=1, le=256, description="patches along a side that have learnt positions")
+
+    dpt_widths: Four = Field(default=(48, 96, 192, 384), description="fine to coarse")
+    depth_features: Width = Field(default=32, description="width of the fusion that refines depth")
+    gaussian_features: Width = Field(default=64, description="width of the fusion that feeds the Gaussians")
+    regressor_width: Width = Field(
+        default=128, description="of the U-Net at the coarsest scale; half of it at the next"
+    )
+    attention_head: Width = Field(default=32, description="channels of a head in the U-Net")
+
+    gaussians: bool = Field(default=True, description="false: depth alone, as the released depth models")
+    gaussian_width: Width = 64
+    sh_degree: Literal[0, 1, 2] = Field(default=2, description="of the Gaussians' colours")
+    scale_unit: Literal["world", "pixel"] = Field(
+        default="world", description="of the Gaussians' standard deviations; pixel: times depth over focal length"
+    )
+    scale_shift: float = Field(default=-4.0, ge=-20, le=20, description="a scale is softplus(raw + this)")
+    scale_range: tuple[float, float] = Field(default=(1e-10, 3.0), description="smallest and largest, in `scale_unit`s")
+
+    block_elements: int = Field(
+        default=2**27, ge=2**16, description="warped features held at once by the cost volume; changes no value"
+    )
+    checkpointing: bool = Field(default=False, description="recompute activations backwards: less memory, more time")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**PRESETS.get(values.get("preset", "small"), {}), **values}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.vit_width % self.vit_heads:
+            raise ValueError(f"vit_heads: {self.vit_heads} heads cannot share {self.vit_width} channels")
+        for scale in range(self.scales):
+            if self.regressor_width // 2**scale % max(8, self.attention_head):
+                raise ValueError(
+                    f"regressor_width {self.regressor_width}: at scale {scale} it is "
+                    f"{self.regressor_width // 2**scale}, which is no multiple of 8 and of attention_head {self.attention_head}"
+                )
+        if list(self.vit_taps) != sorted(set(self.vit_taps)) or self.vit_taps[-1] != self.vit_blocks - 1:
+            raise ValueError(
+                f"vit_taps {list(self.vit_taps)}: expected ascending indices, the last one {self.vit_blocks - 1}"
+            )
+        if not 0 < self.scale_range[0] < self.scale_range[1]:
+            raise ValueError(f"scale_range {self.scale_range}: expected 0 < smallest < largest")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Channels of the matched features at the coarsest scale."""
+        return self.backbone_widths[-1]
+
+    @property
+    def upsampling(self) -> int:
+        """Pixels from one of the finest swept depths to the next."""
+        return self.stride // 2 ** (self.scales - 1)
+
+    @property
+    def multiple(self) -> int:
+        """What height and width of an image must be multiples of."""
+        return 4 * self.stride
+
+    @property
+    def harmonics(self) -> int:
+        """Spherical-harmonics coefficients a colour has."""
+        return int((self.sh_degree + 1) ** 2)
+
+    def swept(self, scale: int) -> int:
+        """Candidates of a scale."""
+        return int(self.candidates // 4**scale)

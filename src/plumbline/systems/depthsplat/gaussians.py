@@ -1,0 +1,190 @@
+"""From features and depth of each pixel to a Gaussian in the world: the head's raw channels, and what they mean."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from plumbline import geometry
+from plumbline.rendering.gaussians import Gaussians
+from plumbline.rendering.harmonics import C0, to_standard
+from plumbline.systems.depthsplat.config import Config
+from plumbline.systems.depthsplat.views import Views
+
+OPACITY, OFFSET, SCALE, ROTATION, HARMONICS = slice(0, 1), slice(1, 3), slice(3, 6), slice(6, 10), slice(10, None)
+# How much a coefficient of each degree counts at first: colour hardly depends on the direction.
+_DEGREE_STRENGTH = (1.0, 0.025, 0.00625)
+_EPS = 1e-8
+# e3nn's axes as the decoder reads them, each its own inverse.
+_FLIP = (-1.0, 1.0, -1.0)
+
+
+def gaussian_regressor(config: Config) -> nn.Sequential:
+    """From image (3), depth, matching probability and features to features of Gaussians."""
+    width = config.gaussian_width
+    return nn.Sequential(
+        nn.Conv2d(5 + config.gaussian_features, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1)
+    )
+
+
+def gaussian_head(config: Config) -> nn.Sequential:
+    """From features of Gaussians, image (3), features and matching probability to raw parameters.
+
+    The first colour is the image's, alike in all directions, and the first scale softplus(scale_shift).
+    """
+    out, entered = 10 + 3 * config.harmonics, config.gaussian_width + 4 + config.gaussian_features
+    last = nn.Conv2d(out, out, 3, padding=1, padding_mode="replicate")
+    for rows in (SCALE, HARMONICS):
+        nn.init.zeros_(last.weight.data[rows])
+        nn.init.zeros_(last.bias.data[rows])  # type: ignore[union-attr]
+    return nn.Sequential(nn.Conv2d(entered, out, 3, padding=1, padding_mode="replicate"), nn.GELU(), last)
+
+
+def adapt(raw: Float[Tensor, "b v k h w"], depth: Float[Tensor, "b v h w"], views: Views, config: Config) -> Gaussians:
+    """One Gaussian a pixel, in the world, ordered by view, row and column; colours in the standard order.
+
+    Raw channels: opacity logit, offset (2), scale (3), quaternion x y z w (4), coefficients of red, then green, then blue.
+    """
+    parameters = raw.movedim(2, -1)
+    R = views.world_T_cam[:, :, None, None, :3, :3]
+    scales = _scales(parameters[..., SCALE], depth, views, config)
+    quaternions = parameters[..., ROTATION]
+    quaternions = quaternions / (quaternions.norm(dim=-1, keepdim=True) + _EPS)
+    axes = R @ rotation_matrix(quaternions)
+    harmonics = coefficients(parameters[..., HARMONICS], views.image)
+    turn = views.world_T_cam[..., :3, :3] if config.official_quirks else true_turn(views.world_T_cam[..., :3, :3])
+    turned = rotate_harmonics(harmonics.flatten(2, 3), turn[:, :, None, None])
+    return Gaussians(
+        means=centres(parameters[..., OFFSET], depth, views).flatten(1, 3),
+        covariances=((axes * scales[..., None, :].square()) @ axes.mT).flatten(1, 3),
+        harmonics=to_standard(turned).flatten(1, 2),
+        opacities=parameters[..., 0].sigmoid().flatten(1, 3),
+        scales=scales.flatten(1, 3),
+        rotations=multiply(quaternion(views.world_T_cam[..., :3, :3])[:, :, None, None], quaternions).flatten(1, 3),
+    )
+
+
+def centres(
+    offset: Float[Tensor, "b v h w 2"], depth: Float[Tensor, "b v h w"], views: Views
+) -> Float[Tensor, "b v h w 3"]:
+    """World points at `depth` (z) on the rays through the pixels' centres, moved by up to half a pixel."""
+    height, width = views.size
+    pixels = geometry.pixel_grid((height, width), dtype=depth.dtype, device=depth.device)
+    # +0.5 to the middle of the pixel, as coordinates count from the image's corner; the offset is in (-0.5, 0.5).
+    place = (pixels + offset.sigmoid()) / depth.new_tensor([width, height])
+    rays = torch.cat([place, torch.ones_like(depth)[..., None]], dim=-1)
+    inverse = geometry.invert_intrinsics(views.K)[:, :, None]
+    return geometry.transform(views.world_T_cam, (rays @ inverse.mT) * depth[..., None])
+
+
+def coefficients(raw: Float[Tensor, "b v h w k"], image: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v h w 3 d"]:
+    """Spherical harmonics in the camera's frame and e3nn's order: the image's colour plus damped raw coefficients."""
+    spread = torch.unflatten(raw, -1, (3, -1))
+    degrees = round(spread.shape[-1] ** 0.5)
+    damping = [_DEGREE_STRENGTH[degree] for degree in range(degrees) for _ in range(2 * degree + 1)]
+    flat = (image.movedim(2, -1) - 0.5) / C0
+    return spread * raw.new_tensor(damping) + F.pad(flat[..., None], (0, spread.shape[-1] - 1))
+
+
+def rotate_harmonics(
+    harmonics: Float[Tensor, "b v n 3 d"], R: Float[Tensor, "b v 1 1 3 3"]
+) -> Float[Tensor, "b v n 3 d"]:
+    """Coefficients in e3nn's order, of the function turned by `R` as e3nn's basis takes it (d up to 9).
+
+    Degree 1 turns as a vector; degree 2 as symmetric matrices without trace, E -> R E R^T, in an orthogonal basis. In the
+    frame of the decoder's basis this is the rotation F R F, with F = diag(-1, 1, -1): see `true_turn`.
+    """
+    parts = [harmonics[..., :1]]
+    if harmonics.shape[-1] > 1:
+        parts.append((R @ harmonics[..., 1:4, None])[..., 0])
+    if harmonics.shape[-1] > 4:
+        E = _quadratic_forms(harmonics)
+        turned = R[..., None, :, :] @ E @ R[..., None, :, :].mT
+        D = torch.einsum("...iab,...jab->...ij", E.expand_as(turned), turned) / 1.5
+        parts.append((D @ harmonics[..., 4:9, None])[..., 0])
+    return torch.cat(parts, dim=-1)
+
+
+def true_turn(R: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 3 3"]:
+    """What `rotate_harmonics` must be given for colours to turn by `R` in the decoder.
+
+    Official quirk: R itself is given, which turns lobes the wrong way about the x and the z axis.
+    """
+    flip = R.new_tensor(_FLIP)
+    return flip[:, None] * R * flip
+
+
+def rotation_matrix(q: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 3 3"]:
+    """Rotations of quaternions (x, y, z, w) of any length; those of length 0 give the identity."""
+    x, y, z, w = q.unbind(-1)
+    two = 2 / ((q * q).sum(dim=-1) + _EPS)
+    rows = (
+        1 - two * (y * y + z * z),
+        two * (x * y - z * w),
+        two * (x * z + y * w),
+        two * (x * y + z * w),
+        1 - two * (x * x + z * z),
+        two * (y * z - x * w),
+        two * (x * z - y * w),
+        two * (y * z + x * w),
+        1 - two * (x * x + y * y),
+    )
+    return torch.unflatten(torch.stack(rows, dim=-1), -1, (3, 3))
+
+
+def quaternion(R: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 4"]:
+    """Unit quaternions (x, y, z, w) of rotations: the eigenvector of the largest eigenvalue of Bar-Itzhack's matrix (2000).
+
+    Without gradients: poses are given.
+    """
+    m = R.detach().double()
+    top = (
+        m + m.mT - torch.eye(3, dtype=m.dtype, device=m.device) * m.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    )
+    side = torch.stack([m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], dim=-1)
+    trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
+    symmetric = torch.cat(
+        [
+            torch.cat([top, side[..., None]], dim=-1),
+            torch.cat([side, trace[..., None]], dim=-1)[..., None, :],
+        ],
+        dim=-2,
+    )
+    return torch.linalg.eigh(symmetric).eigenvectors[..., -1].to(R.dtype)
+
+
+def multiply(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> Float[Tensor, "*#n 4"]:
+    """Quaternions (x, y, z, w) of the rotation `b` followed by `a`."""
+    (ax, ay, az, aw), (bx, by, bz, bw) = a.unbind(-1), b.unbind(-1)
+    parts = (
+        aw * bx + ax * bw + ay * bz - az * by,
+        aw * by - ax * bz + ay * bw + az * bx,
+        aw * bz + ax * by - ay * bx + az * bw,
+        aw * bw - ax * bx - ay * by - az * bz,
+    )
+    return torch.stack(parts, dim=-1)
+
+
+def _scales(
+    raw: Float[Tensor, "b v h w 3"], depth: Float[Tensor, "b v h w"], views: Views, config: Config
+) -> Float[Tensor, "b v h w 3"]:
+    """Standard deviations in the world's unit. Official: whatever the depth; else multiples of a pixel's width there."""
+    scales = F.softplus(raw + config.scale_shift).clamp(*config.scale_range)
+    if config.scale_unit == "world":
+        return scales
+    footprint = 1 / (views.K[..., 0, 0] * views.size[1])
+    return scales * (depth * footprint[..., None, None])[..., None]
+
+
+def _quadratic_forms(like: Tensor) -> Float[Tensor, "5 3 3"]:
+    """Symmetric matrices without trace, xᵀ E x proportional to e3nn's functions of degree 2: xz, xy, 2yy-xx-zz, yz, zz-xx."""
+    h, half, o = 3**0.5 / 2, 0.5, 0.0
+    return like.new_tensor(
+        [
+            [[o, o, h], [o, o, o], [h, o, o]],
+            [[o, h, o], [h, o, o], [o, o, o]],
+            [[-half, o, o], [o, 1.0, o], [o, o, -half]],
+            [[o, o, o], [o, o, h], [o, h, o]],
+            [[-h, o, o], [o, o, o], [o, o, h]],
+        ]
+    )
