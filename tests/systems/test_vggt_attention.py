@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from plumbline.systems.vggt import attention
 from plumbline.systems.vggt.aggregator import Aggregator, VisionTransformer, positions
-from plumbline.systems.vggt.attention import Attention, Block, rotate, rotations
+from plumbline.systems.vggt.attention import Attention, Block, Linear, attend, rotate, rotations, suits_onednn
 from plumbline.systems.vggt.config import Config
 
 SMALL = {"width": 32, "heads": 2, "rounds": 2, "dpt_layers": (0, 0, 1, 1), "camera": False, "point": False}
@@ -100,3 +102,56 @@ def test_learnt_positions_are_kept_on_their_own_grid_and_resized_elsewhere() -> 
     resized = embedder.positions((3, 7))
     assert resized.shape == (1, 22, 64)
     torch.testing.assert_close(resized, torch.full_like(resized, 0.3))
+
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12)])
+def test_onednn_products_are_torch_s_forward_and_backward(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    linear, x = Linear(12, 20), torch.randn(shape, requires_grad=True)
+    found = []
+    for chosen in (True, False):
+        monkeypatch.setattr(attention, "suits_onednn", lambda x, weight, chosen=chosen: chosen)
+        y = linear(x)
+        found.append([y.detach(), *torch.autograd.grad(y.sin().sum(), [x, linear.weight, linear.bias])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    frozen = Linear(12, 20).requires_grad_(False)
+    monkeypatch.setattr(attention, "suits_onednn", lambda x, weight: True)
+    torch.testing.assert_close(torch.autograd.grad(frozen(x).sum(), x)[0], frozen.weight.sum(0).expand(shape))
+
+
+def test_onednn_is_for_large_products_in_single_precision_where_mkl_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_mkl_is_slow", lambda: True)
+    wide, narrow, x = torch.zeros(384, 384), torch.zeros(96, 96), torch.zeros(2, 100, 96)
+    assert suits_onednn(torch.zeros(2, 261, 384), wide)
+    assert suits_onednn(torch.zeros(2, 261, 96), narrow)
+    assert not suits_onednn(x, narrow)
+    assert not suits_onednn(torch.zeros(261, 384, dtype=torch.bfloat16), wide.bfloat16())
+    assert not suits_onednn(torch.zeros(261, 384, device="meta"), wide.to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not suits_onednn(torch.zeros(2, 261, 384), wide)
+    monkeypatch.setattr(attention, "_mkl_is_slow", lambda: False)
+    assert not suits_onednn(torch.zeros(2, 261, 384), wide)
+
+
+def test_attention_is_written_out_in_bfloat16_while_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 11, 16)
+    expected = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attend(q, k, v), expected)
+    narrow = [x.bfloat16() for x in (q, k, v)]
+    fused: list[int] = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x: fused.append(1) or kernel(*x))
+    written = attend(*narrow)
+    assert not fused and written.dtype == torch.bfloat16
+    torch.testing.assert_close(written.float(), expected, atol=0.03, rtol=0.03)
+    monkeypatch.setattr(attention, "MOST_WEIGHTS", 2 * 3 * 11 * 11 - 1)
+    torch.testing.assert_close(attend(*narrow), written, atol=0.03, rtol=0.03)
+    assert fused
