@@ -12,18 +12,27 @@ import pytest
 import torch
 
 from plumbline import checkpoint
+from plumbline.distributed import Group
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import read_json
+from plumbline.systems.records import Batch, Prediction
 from plumbline.training import (
     NonFiniteError,
     Plan,
     Schedule,
     TrainConfig,
+    clip,
+    clip_groups,
     cpu_has_bf16,
     cpu_threads,
+    depth_errors,
     fit,
+    gradient_norms,
     initialise,
+    make_plan,
+    prepare,
     step_size,
+    trained_parameters,
     uses_bf16,
 )
 from tiny_training import NoisySystem, TinyFeed, TinySystem
@@ -44,6 +53,7 @@ class HaltingFeed:
 
     scenes_of = property(lambda self: self.feed.scenes_of)
     parts_of = property(lambda self: self.feed.parts_of)
+    scores_of = property(lambda self: self.feed.scores_of)
     identity = property(lambda self: self.feed.identity)
 
     def load(self, indices):
@@ -331,6 +341,8 @@ def test_messages_for_parameters_that_do_not_fit(tmp_path):
         run(tmp_path, config=FAST.model_copy(update={"accumulate": 3}))
     with pytest.raises(ConfigError, match=r"eta_min 1e-06 is above the step size lr \* lr_scale = 1e-07"):
         run(tmp_path, lr=1e-7)
+    with pytest.raises(ConfigError, match=r"schedule\.warm_up 7 is not below steps 7; the peak would never be reached"):
+        run(tmp_path, config=FAST.model_copy(update={"schedule": Schedule(kind="cosine", warm_up=7)}))
     with pytest.raises(DataError, match="the suite has no samples"):
         run(tmp_path, TinyFeed(scenes=0))
 
@@ -348,6 +360,32 @@ def test_batches_are_of_one_scene_and_cover_every_sample_each_epoch():
     again = Plan(scenes, batch_size=4, seed=1)
     np.testing.assert_array_equal(again.batch(8), epochs[1][2])
     assert not np.array_equal(Plan(scenes, batch_size=4, seed=2).batch(8), epochs[1][2])
+
+
+def test_by_score_a_samples_chance_is_its_score():
+    scenes, scores = ["a"] * 3 + ["b"] * 5, [1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.0, 10.0]
+    plan = Plan(scenes, batch_size=4, seed=1, scores=scores)
+    assert plan.batches == 1 + 2
+    drawn = np.stack([plan.batch(step) for step in range(6000)])
+    assert all(len({scenes[i] for i in row}) == 1 for row in drawn)
+    np.testing.assert_allclose(np.bincount(drawn.ravel()) / drawn.size, np.array(scores) / 20, atol=0.012)
+    again = Plan(scenes, batch_size=4, seed=1, scores=scores)
+    np.testing.assert_array_equal(again.batch(5001), drawn[5001])
+    other = Plan(scenes, batch_size=4, seed=2, scores=scores)
+    assert not np.array_equal(np.stack([other.batch(step) for step in range(30)]), drawn[:30])
+    for bad in (0.0, -1.0, np.nan):
+        with pytest.raises(
+            DataError, match=r"sample 1 has the pair score .*, 1 of 2 are not above 0.*sampling: uniform"
+        ):
+            Plan(["a", "a"], batch_size=1, seed=0, scores=[1.0, bad])
+
+
+def test_the_configured_sampling_is_the_plan_s():
+    feed = TinyFeed()
+    plans = [make_plan(feed, FAST.model_copy(update={"sampling": kind}), seed=3) for kind in ("uniform", "score")]
+    expected = [Plan(feed.scenes_of, batch_size=4, seed=3, scores=scores) for scores in (None, feed.scores_of)]
+    for plan, right in zip(plans, expected, strict=True):
+        np.testing.assert_array_equal([plan.batch(s) for s in range(9)], [right.batch(s) for s in range(9)])
 
 
 def test_step_sizes_equal_those_of_torch():
@@ -370,8 +408,132 @@ def test_step_sizes_equal_those_of_torch():
     np.testing.assert_allclose(ours(30, kind="cosine_restarts", t0=5, t_mult=2, eta_min=1e-3), restarts, rtol=1e-6)
     cycle = sizes(lambda o: lr_scheduler.OneCycleLR(o, 0.1, 30, pct_start=0.2, cycle_momentum=False), 29)
     np.testing.assert_allclose(ours(30, kind="onecycle", pct_start=0.2)[:29], cycle, rtol=1e-6)
+    falling = sizes(lambda o: lr_scheduler.CosineAnnealingLR(o, 26), 26)
+    np.testing.assert_allclose(ours(30, kind="cosine", warm_up=4)[4:], falling, rtol=1e-6)
+    np.testing.assert_allclose(ours(30, kind="cosine", warm_up=4)[:4], 0.1 * np.arange(1, 5) / 5, rtol=1e-6)
     warm = sizes(lambda o: lr_scheduler.LinearLR(o, 1 / 5, total_iters=4), 10)
     np.testing.assert_allclose(ours(10, kind="constant", warm_up=4), warm, rtol=1e-6)
+
+
+def test_the_cosine_is_scaled_by_its_peak_alone():
+    schedule = Schedule(kind="cosine", warm_up=3)
+    small, large = ([step_size(s, peak=peak, steps=20, schedule=schedule) for s in range(20)] for peak in (1e-4, 1e-2))
+    np.testing.assert_allclose(np.array(large), 100 * np.array(small), rtol=1e-12)
+    assert max(large) == large[3] == 1e-2 and 0 < large[-1] < 1e-4
+
+
+PAIRS = {
+    "sampling": "score",
+    "accumulate": 2,
+    "optimizer": "adamw",
+    "clip_groups": {"first": 0.05, "norm": 0.5, "last": 0.01},
+    "schedule": Schedule(kind="cosine", warm_up=2),
+}
+
+
+def test_a_run_with_sampling_groups_and_warm_up_resumes_exactly(tmp_path):
+    config = FAST.model_copy(update=PAIRS)
+    run(tmp_path / "straight", config=config)
+    for loads in (1, 4):
+        folder = tmp_path / str(loads)
+        with pytest.raises(HaltError):
+            run(folder, HaltingFeed(TinyFeed(), loads), config=config)
+        run(folder, config=config)
+        assert same_run(tmp_path / "straight", folder)
+    rows = curve(tmp_path / "straight")
+    norms = ["train/grad_norm", *(f"train/grad_norm_{key}" for key in PAIRS["clip_groups"])]
+    assert [name for name in rows[0] if "norm" in name] == norms
+    for row in rows:
+        parts = [float(row[name]) for name in norms[1:]]
+        assert all(part > 0 for part in parts) and float(row[norms[0]]) >= max(parts) * 0.999
+
+
+def test_each_group_is_clipped_to_its_own_norm(tmp_path):
+    limits = {"first": 1e-3, "norm": 1e9, "last": 2e-3}
+    config = FAST.model_copy(update={"clip_groups": limits, "clip": 1e-9})
+    system = TinySystem()
+    settings = {"name": "tiny", "lr": 1e-2, "seed": 3, "run": "", "params": {}, "scratch": tmp_path}
+    trainer = prepare(system, config, Group(0, 1, torch.device("cpu")), **settings)
+    batch = TinyFeed().load([0, 1, 2, 3])
+    system.loss(system(batch), batch)["total"].backward()
+    before = {name: parameter.grad.clone() for name, parameter in system.named_parameters()}
+    clip(trainer, trained_parameters(trainer), gradient_norms(trainer, trained_parameters(trainer)))
+    after = {key: torch.stack([p.grad.norm() for p in trainer.clip_groups[key]]).norm().item() for key in limits}
+    assert after["first"] == pytest.approx(1e-3, rel=1e-3) and after["last"] == pytest.approx(2e-3, rel=1e-3)
+    assert all(torch.equal(p.grad, before[name]) for name, p in system.named_parameters() if name.startswith("norm"))
+
+
+def test_parameters_and_groups_that_do_not_fit_each_other_are_named():
+    system = TinySystem()
+    groups = clip_groups(system, {"first": 1.0, "norm": 1.0, "last": 1.0, "bias": 1.0}, name="tiny")
+    # The key that stands first in the name has it, whatever the order of the keys.
+    assert groups["first"] == [system.first.weight, system.first.bias] and groups["bias"] == []
+    with pytest.raises(
+        ConfigError, match=r"train\.tiny\.clip_groups: parameter norm\.weight is in no group.* freeze it"
+    ):
+        clip_groups(system, {"first": 1.0, "last": 1.0}, name="tiny")
+    with pytest.raises(
+        ConfigError, match=r"'lst' is in no parameter's name\. The modules are first, norm, dropout, last"
+    ):
+        clip_groups(system, {"first": 1.0, "norm": 1.0, "last": 1.0, "lst": 1.0}, name="tiny")
+    system.norm.requires_grad_(False)
+    assert set(clip_groups(system, {"first": 1.0, "last": 1.0}, name="tiny")) == {"first", "last"}
+    assert clip_groups(system, {"first": 1.0, "norm": 1.0, "last": 1.0}, name="tiny")["norm"] == []
+    assert clip_groups(system, {}, name="tiny") == {}
+
+
+class UnitlessSystem(TinySystem):
+    """Answers in a unit of its own, and says so."""
+
+    metric = False
+
+    def forward(self, batch):
+        return Prediction(depth=super().forward(batch).depth * 7)
+
+
+def test_depth_in_no_known_unit_is_validated_after_median_alignment(tmp_path):
+    _, summary = run(tmp_path / "unitless", system=UnitlessSystem)
+    assert summary["select"] == "abs_rel_median"
+    assert set(summary["validation"]) == {"depth", "size", "loss", "abs_rel_median", "coverage"}
+    (last,) = [row for row in curve(tmp_path / "unitless") if int(row["step"]) == 7]
+    assert float(last["val/abs_rel_median"]) == pytest.approx(summary["validation"]["abs_rel_median"], rel=1e-6)
+    by_loss = FAST.model_copy(update={"select": "loss"})
+    assert run(tmp_path / "loss", system=UnitlessSystem, config=by_loss)[1]["select"] == "loss"
+
+
+def test_alignment_undoes_a_factor_of_each_sample():
+    truth = torch.arange(1.0, 17).reshape(2, 1, 2, 4)
+    mask = truth != 5
+    predicted = truth * torch.tensor([3.0, 0.2])[:, None, None, None]
+    predicted[1, 0, 0, 0] = 0
+    batch = Batch(torch.zeros(2, 1, 3, 2, 4), torch.zeros(2, 1, 3, 3), None, None, depth=truth, mask=mask)
+    errors = depth_errors(Prediction(depth=predicted), batch, aligned=True)
+    assert errors["abs_rel_median"][0] < 1e-6 and errors["abs_rel_median"][1] == 2
+    assert depth_errors(Prediction(depth=predicted), batch)["abs_rel"][0] == pytest.approx((2 + 0.8) / 2)
+    # By hand: truth 1, 2, 3 of median 2; predicted 1, 1, 2 of median 1, so 2, 2, 4: errors 1, 0, 1/3.
+    small = Batch(
+        torch.zeros(1, 1, 3, 1, 3), torch.zeros(1, 1, 3, 3), None, None,
+        depth=torch.tensor([[[[1.0, 2.0, 3.0]]]]), mask=torch.ones(1, 1, 1, 3, dtype=torch.bool),
+    )  # fmt: skip
+    error = depth_errors(Prediction(depth=torch.tensor([[[[1.0, 1.0, 2.0]]]])), small, aligned=True)
+    assert error["abs_rel_median"][0] == pytest.approx((1 + 0 + 1 / 3) / 3)
+    nothing = depth_errors(Prediction(depth=torch.zeros(2, 1, 2, 4)), batch, aligned=True)
+    assert nothing["abs_rel_median"] == (0.0, 0.0) and nothing["coverage"] == (0.0, 2.0)
+
+
+def test_a_system_is_told_that_it_starts_from_given_weights(tmp_path):
+    class Resting(PretrainedSystem):
+        def fine_tune(self):
+            # Both: torch's group norm crashes, channels last, when its parameters learn and its input does not.
+            self.first.requires_grad_(False)
+            self.norm.requires_grad_(False)
+
+    given = PretrainedSystem().state_dict()
+    checkpoint.save(tmp_path / "given.pt", {"model": given})
+    config = FAST.model_copy(update={"init_from": tmp_path / "given.pt", "steps": 2})
+    system, _ = run(tmp_path / "tuned", system=Resting, config=config)
+    moved = {name: not torch.equal(value, given[name]) for name, value in system.state_dict().items()}
+    assert not moved["first.weight"] and not moved["first.bias"] and moved["last.weight"]
 
 
 def test_training_neither_imports_mlflow_nor_data_frames():

@@ -59,6 +59,10 @@ class TinyFeed:
         return [""] * (self.scenes * self.per_scene)
 
     @property
+    def scores_of(self) -> Sequence[float]:
+        return [1.0 + i % self.per_scene for i in range(self.scenes * self.per_scene)]
+
+    @property
     def identity(self) -> str:
         return hashlib.sha256(repr(self).encode()).hexdigest()
 

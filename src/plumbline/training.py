@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from jaxtyping import Bool, Float64
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ from plumbline.progress import Show, memory_gb, progress
 from plumbline.systems.records import Batch, Prediction
 
 PATIENCE_S = 60.0
+GRAD_NORM = "grad_norm"
 
 
 class Schedule(BaseModel):
@@ -40,7 +42,7 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["cosine_restarts", "onecycle", "constant"] = "cosine_restarts"
+    kind: Literal["cosine_restarts", "cosine", "onecycle", "constant"] = "cosine_restarts"
     warm_up: int = Field(default=0, ge=0, description="steps of linear warm-up, not for onecycle")
     t0: PositiveInt = Field(default=1000, description="steps of the first cosine cycle")
     t_mult: PositiveInt = Field(default=1, description="each cycle is this many times the one before")
@@ -59,18 +61,28 @@ class TrainConfig(BaseModel):
         default=True,
         description="batches come from one scene; a net with batch norm needs false, or it never learns a scene's scale",
     )
+    sampling: Literal["uniform", "score"] = Field(
+        default="uniform",
+        description="uniform: every sample once an epoch; score: drawn, its chance proportional to its pair score",
+    )
     accumulate: PositiveInt = Field(default=1, description="parts a process computes its share of a batch in")
     lr_scale: PositiveFloat = Field(default=1.0, description="the system's step size is lr times this")
     optimizer: Literal["adam", "adamw"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-6, ge=0)
     clip: PositiveFloat | None = Field(default=1.0, description="largest norm of the gradient; null = no limit")
+    clip_groups: dict[str, PositiveFloat] = Field(
+        default={},
+        description="in place of clip: part of a parameter's name -> largest norm of the gradient of all that have it",
+    )
     schedule: Schedule = Schedule()
     val_every: PositiveInt = 200
     checkpoint_every: PositiveInt = 200
     log_every: PositiveInt = 10
     select: Literal["abs_rel", "loss"] = Field(
-        default="abs_rel", description="validation value that picks the best weights"
+        default="abs_rel",
+        description="validation value that picks the best weights; abs_rel is abs_rel_median (each sample's median depth "
+        "brought to the true one) for a system whose predictions are in no known unit",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -85,7 +97,8 @@ class TrainConfig(BaseModel):
     val_suite: str = "dtu_val"
     init_from: Path | None = Field(
         default=None,
-        description="weights to start from, to fine-tune: a model.pt or the authors' file; null: fresh ones",
+        description="weights to start from, to fine-tune: a model.pt or the authors' file; null: fresh ones. A system may "
+        "then keep a part as it is: VGGT its aggregator, unless systems.vggt.frozen says otherwise",
     )
 
 
@@ -122,6 +135,7 @@ class Trainer:
     fingerprint: str
     params: Mapping[str, Any]
     scratch: Path
+    clip_groups: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
@@ -132,6 +146,16 @@ class Trainer:
     def best(self) -> Path:
         """The best weights so far."""
         return self.scratch / "best.pt"
+
+    @property
+    def depth_error(self) -> str:
+        """The name of the validation's depth error: `abs_rel_median` for predictions in no known unit."""
+        return "abs_rel" if in_metres(self.system) else "abs_rel_median"
+
+    @property
+    def select(self) -> str:
+        """The name of the validation value that picks the best weights."""
+        return self.depth_error if self.config.select == "abs_rel" else self.config.select
 
 
 def fit(
@@ -168,7 +192,7 @@ def fit(
     ):
         trainer = prepare(system, config, group, name=name, lr=lr, seed=seed, run=run, params=params, scratch=scratch)
         state = resume(trainer)
-        plan = Plan(feed.scenes_of if config.same_scene else feed.parts_of, batch_size=config.batch_size, seed=seed)
+        plan = make_plan(feed, config, seed=seed)
         curve = Curve(scratch / "curve.csv", after=state.step) if group.is_main else None
         with loading(trainer, feed, plan) as share_of, showing(trainer, state) as show:
             while state.step < config.steps:
@@ -190,8 +214,13 @@ def fit(
 
 
 def check_config(config: TrainConfig, *, lr: float) -> None:
-    """ConfigError when the schedule's lowest step size is above the peak."""
+    """ConfigError when the schedule's lowest step size is above the peak, or all of the run is warm-up."""
     peak = lr * config.lr_scale
+    if config.schedule.kind == "cosine" and config.schedule.warm_up >= config.steps:
+        raise ConfigError(
+            f"train: schedule.warm_up {config.schedule.warm_up} is not below steps {config.steps}; the peak would never be "
+            "reached. Lower warm_up (5 % of the steps is usual) or raise steps."
+        )
     if config.schedule.kind == "cosine_restarts" and config.schedule.eta_min > peak:
         raise ConfigError(
             f"train: schedule.eta_min {config.schedule.eta_min:g} is above the step size lr * lr_scale = {peak:g}; "
@@ -202,11 +231,15 @@ def check_config(config: TrainConfig, *, lr: float) -> None:
 def initialise(system: nn.Module, config: TrainConfig) -> dict[str, str]:
     """Load the weights of `config.init_from` into `system`, strictly; returns their hash, which tells such runs apart.
 
-    Moments and step sizes begin anew. DataError when the file is absent or does not fit.
+    Moments and step sizes begin anew. A system with a method `fine_tune` is asked to keep what it does not relearn from
+    such a start. DataError when the file is absent or does not fit.
     """
     if config.init_from is None:
         return {}
     system.load_pretrained(config.init_from)  # type: ignore[operator]
+    fine_tune = getattr(system, "fine_tune", None)
+    if fine_tune is not None:
+        fine_tune()
     return {"init_from": sha256_file(config.init_from)}
 
 
@@ -292,8 +325,38 @@ def prepare(
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     trained = [parameter for parameter in system.parameters() if parameter.requires_grad]
     optimizer = kind(trained, lr=lr * config.lr_scale, betas=config.betas, weight_decay=config.weight_decay)
-    model = group.wrap(system)
-    return Trainer(name, system, model, optimizer, config, lr * config.lr_scale, seed, group, run, params, scratch)
+    clipped = clip_groups(system, config.clip_groups, name=name)
+    model, peak = group.wrap(system), lr * config.lr_scale
+    return Trainer(name, system, model, optimizer, config, peak, seed, group, run, params, scratch, clipped)
+
+
+def clip_groups(system: nn.Module, limits: Mapping[str, float], *, name: str) -> dict[str, list[nn.Parameter]]:
+    """The trained parameters of each group of `train.<name>.clip_groups`; no group at all without `limits`.
+
+    A parameter is in the group whose key stands first in its name: aggregator.camera_token is the aggregator's.
+    ConfigError for a trained parameter in no group, and for a key that is in no parameter's name, frozen ones included.
+    """
+    if not limits:
+        return {}
+    groups: dict[str, list[nn.Parameter]] = {key: [] for key in limits}
+    unused = set(limits)
+    for parameter_name, parameter in system.named_parameters():
+        found = [key for key in limits if key in parameter_name]
+        unused -= set(found)
+        if not parameter.requires_grad:
+            continue
+        if not found:
+            raise ConfigError(
+                f"train.{name}.clip_groups: parameter {parameter_name} is in no group; expected one of "
+                f"{', '.join(limits)} in its name. Add a group for it, or freeze it."
+            )
+        groups[min(found, key=parameter_name.index)].append(parameter)
+    if unused:
+        modules = ", ".join(child for child, _ in system.named_children())
+        raise ConfigError(
+            f"train.{name}.clip_groups: {sorted(unused)[0]!r} is in no parameter's name. The modules are {modules}."
+        )
+    return groups
 
 
 def check_precision(precision: str, device: str, *, name: str) -> None:
@@ -321,14 +384,25 @@ def to_channels_last(system: nn.Module) -> None:
 # --- which samples, which step size ----------------------------------------------------------------------------------
 
 
+def make_plan(feed: Feed, config: TrainConfig, *, seed: int) -> "Plan":
+    """The plan of a training: batches from one scene or from all of a part, by score if so configured."""
+    groups_of = feed.scenes_of if config.same_scene else feed.parts_of
+    scores = feed.scores_of if config.sampling == "score" else None
+    return Plan(groups_of, batch_size=config.batch_size, seed=seed, scores=scores)
+
+
 class Plan:
     """Which samples each optimiser step sees: batches of one group, shuffled anew each epoch from (seed, epoch).
 
     `groups_of` names each sample's group: its scene, or its part of the feed. Every sample is seen each epoch. A group's
-    last batch is filled up with others of its samples, so that all batches have one size. DataError when there is no sample.
+    last batch is filled up with others of its samples, so that all batches have one size. With `scores` batches of an epoch,
+    as many, are drawn instead, with replacement: a sample's chance is proportional to its score, over all groups. DataError
+    when there is no sample, and for a score that is not above 0.
     """
 
-    def __init__(self, groups_of: Sequence[str], *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, groups_of: Sequence[str], *, batch_size: int, seed: int, scores: Sequence[float] | None = None
+    ) -> None:
         if not groups_of:
             raise DataError("training: the suite has no samples. Check its split and its sources in params.yaml.")
         groups: dict[str, list[int]] = {}
@@ -336,9 +410,10 @@ class Plan:
             groups.setdefault(group, []).append(index)
         self._groups = [np.asarray(group) for group in groups.values()]
         self._batch_size, self._seed = batch_size, seed
+        self._scores = None if scores is None else _positive(scores)
         self.batches = sum(-(-len(group) // batch_size) for group in self._groups)
         # Threads that load ahead may ask for two epochs in turn.
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+        self._epoch = lru_cache(maxsize=2)(self._shuffled if scores is None else self._drawn)
 
     def batch(self, step: int) -> np.ndarray:
         """The indices of the batch of optimiser step `step` (from 0)."""
@@ -353,12 +428,32 @@ class Plan:
             rows.append(np.resize(order, (-(-len(group) // self._batch_size), self._batch_size)))
         return generator.permutation(np.concatenate(rows))
 
+    def _drawn(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng((self._seed, epoch))
+        weights = [self._scores[group] for group in self._groups]  # type: ignore[index]  # drawn with scores alone
+        totals = np.array([weight.sum() for weight in weights])
+        chosen = generator.choice(len(totals), self.batches, p=totals / totals.sum())
+        rows = [generator.choice(self._groups[g], self._batch_size, p=weights[g] / totals[g]) for g in chosen]
+        return np.stack(rows)
+
+
+def _positive(scores: Sequence[float]) -> np.ndarray:
+    values = np.asarray(scores, np.float64)
+    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if len(bad):
+        raise DataError(
+            f"training: sample {bad[0]} has the pair score {values[bad[0]]}, {len(bad)} of {len(values)} are not above 0. "
+            "A chance cannot follow from that: set sampling: uniform."
+        )
+    return values
+
 
 def step_size(step: int, *, peak: float, steps: int, schedule: Schedule) -> float:
     """The step size of optimiser step `step` (from 0) of `steps`.
 
-    cosine_restarts: warm restarts as in Loshchilov and Hutter, 2017, per step; onecycle: Smith and Topin, 2018, both
-    halves cosine, from peak / 25 to peak to peak / 250000. A pure function, so that a resumed run needs no state for it.
+    cosine_restarts: warm restarts as in Loshchilov and Hutter, 2017, per step; cosine: half a wave from the peak to 0 over
+    all that follows the warm-up, so that `peak` alone scales it; onecycle: Smith and Topin, 2018, both halves cosine, from
+    peak / 25 to peak to peak / 250000. A pure function, so that a resumed run needs no state for it.
     """
     if schedule.kind == "onecycle":
         return _one_cycle(step, peak=peak, steps=steps, rise=schedule.pct_start)
@@ -366,6 +461,8 @@ def step_size(step: int, *, peak: float, steps: int, schedule: Schedule) -> floa
         return peak * (step + 1) / (schedule.warm_up + 1)
     if schedule.kind == "constant":
         return peak
+    if schedule.kind == "cosine":
+        return _cosine(peak, 0.0, (step - schedule.warm_up) / (steps - schedule.warm_up))
     position, length = step - schedule.warm_up, schedule.t0
     while position >= length:
         position, length = position - length, length * schedule.t_mult
@@ -445,25 +542,47 @@ def loading(trainer: Trainer, feed: Feed, plan: Plan) -> Iterator[Callable[[int]
 
 
 def optimise(trainer: Trainer, share: Share, *, step: int, stop: bool) -> tuple[dict[str, float], bool]:
-    """One optimiser step. Returns the losses over the whole batch (with `grad_norm`), and whether any process must stop."""
+    """One optimiser step. Returns the losses over the whole batch (with `grad_norm`, before clipping, of all and of each
+    clipping group), and whether any process must stop.
+    """
     trainer.model.train()
     for group in trainer.optimizer.param_groups:
         group["lr"] = step_size(step, peak=trainer.lr, steps=trainer.config.steps, schedule=trainer.config.schedule)
     trainer.optimizer.zero_grad(set_to_none=True)
     losses = backward(trainer, share.batch)
     trained = trained_parameters(trainer)
-    norm = nn.utils.get_total_norm(parameter.grad for parameter in trained if parameter.grad is not None)
-    names = [*losses, "grad_norm"]
-    values = torch.stack([*losses.values(), norm, norm.new_tensor(float(stop))]).double()
+    norms = gradient_norms(trainer, trained)
+    names = [*losses, *norms]
+    stopping = norms[GRAD_NORM].new_tensor(float(stop))
+    values = torch.stack([*losses.values(), *norms.values(), stopping]).double()
     # One exchange and one wait for the device a step: every process sees the same numbers and takes the same way.
     *numbers, stops = trainer.group.mean(values).tolist()
     means = dict(zip(names, numbers, strict=True))
     if not all(math.isfinite(value) for value in numbers):
         refuse(trainer, share, means, step=step)
-    if trainer.config.clip is not None:
-        nn.utils.clip_grads_with_norm_(trained, trainer.config.clip, norm)
+    clip(trainer, trained, norms)
     trainer.optimizer.step()
     return means, stops > 0
+
+
+def gradient_norms(trainer: Trainer, trained: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The norm of the gradient of all `trained` parameters, "grad_norm", and of each clipping group's."""
+    groups: dict[str, Sequence[Tensor]] = {GRAD_NORM: trained}
+    groups |= {f"{GRAD_NORM}_{key}": parameters for key, parameters in trainer.clip_groups.items() if parameters}
+    return {
+        name: nn.utils.get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+        for name, parameters in groups.items()
+    }
+
+
+def clip(trainer: Trainer, trained: list[Tensor], norms: Mapping[str, Tensor]) -> None:
+    """Scale gradients down to the largest norm allowed: of each clipping group, or, without groups, of all together."""
+    for key, parameters in trainer.clip_groups.items():
+        if parameters:
+            limit = trainer.config.clip_groups[key]
+            nn.utils.clip_grads_with_norm_(parameters, limit, norms[f"{GRAD_NORM}_{key}"])
+    if not trainer.clip_groups and trainer.config.clip is not None:
+        nn.utils.clip_grads_with_norm_(trained, trainer.config.clip, norms[GRAD_NORM])
 
 
 def backward(trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
@@ -539,7 +658,8 @@ def refuse(trainer: Trainer, share: Share, means: Mapping[str, float], *, step: 
 
 def _culprit(trainer: Trainer, means: Mapping[str, float]) -> str:
     bad = [name for name, value in means.items() if not math.isfinite(value)]
-    components = [name for name in bad if name not in {"loss", "grad_norm"}] or [name for name in bad if name == "loss"]
+    losses = [name for name in bad if not name.startswith(GRAD_NORM)]
+    components = [name for name in losses if name != "loss"] or losses
     if components:
         return "loss component " + ", ".join(f"'{name}' is {means[name]}" for name in components)
     grads = {name: parameter.grad for name, parameter in trainer.system.named_parameters()}
@@ -557,7 +677,7 @@ def check(trainer: Trainer, val_feed: Feed | None, state: RunState) -> bool:
     if val_feed is None:
         return False
     state.validation, state.validated_at = validate(trainer, val_feed), state.step
-    value = state.validation[trainer.config.select]
+    value = state.validation[trainer.select]
     if value >= state.best:
         return False
     state.best, state.best_step = value, state.step
@@ -568,7 +688,7 @@ def check(trainer: Trainer, val_feed: Feed | None, state: RunState) -> bool:
 
 @torch.no_grad()
 def validate(trainer: Trainer, feed: Feed) -> dict[str, float]:
-    """Each loss (mean over samples), `abs_rel` and `coverage` over all of `feed`; changes nothing in the network.
+    """Each loss (mean over samples), the depth error and `coverage` over all of `feed`; changes nothing in the network.
 
     DataError when no sample has measured depth that was predicted; NonFiniteError when a value is not finite.
     """
@@ -582,11 +702,11 @@ def validate(trainer: Trainer, feed: Feed) -> dict[str, float]:
             "loss" if name == "total" else name: (float(value), float(len(batch.image)))
             for name, value in losses.items()
         }
-        add_weighted(totals, values | depth_errors(prediction, batch))
+        add_weighted(totals, values | depth_errors(prediction, batch, aligned=not in_metres(trainer.system)))
     merged: dict[str, list[float]] = {}
     for part in trainer.group.gather(totals):
         add_weighted(merged, {name: (total / max(weight, 1e-9), weight) for name, (total, weight) in part.items()})
-    return _means(merged, trainer.name)
+    return _means(merged, trainer.name, needed=trainer.depth_error)
 
 
 def add_weighted(totals: dict[str, list[float]], values: Mapping[str, tuple[float, float]]) -> None:
@@ -597,8 +717,8 @@ def add_weighted(totals: dict[str, list[float]], values: Mapping[str, tuple[floa
         total[1] += weight
 
 
-def _means(totals: Mapping[str, list[float]], name: str) -> dict[str, float]:
-    if not totals or totals["abs_rel"][1] == 0:
+def _means(totals: Mapping[str, list[float]], name: str, *, needed: str) -> dict[str, float]:
+    if not totals or totals[needed][1] == 0:
         raise DataError(
             f"train {name}: no validation sample has measured depth where it was predicted. Check val_suite."
         )
@@ -611,25 +731,42 @@ def _means(totals: Mapping[str, list[float]], name: str) -> dict[str, float]:
     return means
 
 
-def depth_errors(prediction: Prediction, batch: Batch) -> dict[str, tuple[float, float]]:
+def in_metres(system: Any) -> bool:
+    """Whether a system's depth is in metres: all do but those that say `metric` is False, as VGGT without poses."""
+    return bool(getattr(system, "metric", True))
+
+
+def depth_errors(prediction: Prediction, batch: Batch, *, aligned: bool = False) -> dict[str, tuple[float, float]]:
     """`abs_rel` (over measured and predicted pixels) and `coverage`, each as (mean over samples, number of samples).
 
-    Samples without measured depth count in neither, samples without any prediction only in coverage. DataError when the
-    batch has no truth.
+    Samples without measured depth count in neither, samples without any prediction only in coverage. With `aligned` each
+    sample's depth is first brought to the true median, and the error is named `abs_rel_median`. DataError when the batch has
+    no truth.
     """
     if batch.depth is None or batch.mask is None:
         raise DataError("validation needs measured depth, and the suite has none. Choose another val_suite.")
     views = prediction.depth.shape[1]
     truth, mask = batch.depth[:, :views].double(), batch.mask[:, :views]
     covered = mask & (prediction.depth > 0)
-    error = ((prediction.depth.double() - truth).abs() / torch.where(mask, truth, 1.0)).where(covered, 0.0)
+    depth = prediction.depth.double()
+    if aligned:
+        depth = depth * median_ratio(truth, depth, covered)[:, None, None, None]
+    error = ((depth - truth).abs() / torch.where(mask, truth, 1.0)).where(covered, 0.0)
     measured, found = mask.flatten(1).sum(1), covered.flatten(1).sum(1)
     rel = (error.flatten(1).sum(1) / found)[found > 0]
     coverage = (found / measured)[measured > 0]
     return {
         key: (float(v.mean()) if len(v) else 0.0, float(len(v)))
-        for key, v in (("abs_rel", rel), ("coverage", coverage))
+        for key, v in (("abs_rel_median" if aligned else "abs_rel", rel), ("coverage", coverage))
     }
+
+
+def median_ratio(
+    truth: Float64[Tensor, "b p h w"], depth: Float64[Tensor, "b p h w"], where: Bool[Tensor, "b p h w"]
+) -> Float64[Tensor, " b"]:
+    """Each sample's median true depth over its median predicted one, over the pixels `where` it has both; 1 without any."""
+    medians = [x.where(where, torch.nan).flatten(1).nanquantile(0.5, dim=1) for x in (truth, depth)]
+    return torch.nan_to_num(medians[0] / medians[1], nan=1.0)
 
 
 # --- state, files ----------------------------------------------------------------------------------------------------
@@ -682,7 +819,7 @@ def record(trainer: Trainer, state: RunState, curve: Curve | None, show: Show, *
     """Add a row to the curve when one is due (always after a validation), and show where the run is."""
     means = {name: total / state.summed for name, total in state.sums.items()}
     validated = state.validated_at == state.step
-    best = {f"best {trainer.config.select}": state.best} if math.isfinite(state.best) else {}
+    best = {f"best {trainer.select}": state.best} if math.isfinite(state.best) else {}
     show(state.step, {"loss": means["loss"], **best})
     if not validated and not due(state.step, trainer.config.log_every, trainer.config.steps):
         return
@@ -691,7 +828,8 @@ def record(trainer: Trainer, state: RunState, curve: Curve | None, show: Show, *
         return
     row = {"step": float(state.step), "lr": trainer.optimizer.param_groups[0]["lr"], "seconds": state.seconds}
     row |= {f"train/{name}": value for name, value in means.items()}
-    val_names = [*(name for name in means if name != "grad_norm"), "abs_rel", "coverage"] if has_validation else []
+    losses = [name for name in means if not name.startswith(GRAD_NORM)]
+    val_names = [*losses, trainer.depth_error, "coverage"] if has_validation else []
     columns = [*row, *(f"val/{name}" for name in val_names)]
     values = {f"val/{name}": value for name, value in state.validation.items()} if validated else {}
     curve.append(row | values, columns=columns)
@@ -730,7 +868,7 @@ def summary(trainer: Trainer, state: RunState) -> dict[str, Any]:
         "system": trainer.name,
         "steps": state.step,
         "best_step": state.best_step or state.step,
-        "select": config.select,
+        "select": trainer.select,
         "best": state.best if math.isfinite(state.best) else None,
         "validation": state.validation,
         "seconds": round(state.seconds, 3),

@@ -141,6 +141,21 @@ def test_frozen_modules_are_not_trained_and_stay_in_inference_mode() -> None:
         build(frozen=("*agregator*",))
 
 
+def test_from_given_weights_the_aggregator_rests_unless_told_otherwise() -> None:
+    for frozen, resting in ((None, {"aggregator"}), ((), set()), (("camera_head",), {"camera_head"})):
+        system = build(frozen=frozen)
+        fresh = {name.split(".")[0] for name, p in system.named_parameters() if not p.requires_grad}
+        assert fresh == resting - {"aggregator"}
+        system.fine_tune()
+        system.train()
+        assert {name.split(".")[0] for name, p in system.named_parameters() if not p.requires_grad} == resting
+        assert all(getattr(system, name).training is (name not in resting) for name in ("aggregator", "camera_head"))
+
+
+def test_whether_depth_is_metric_follows_the_configuration() -> None:
+    assert not build().metric and build(metric_from="poses").metric
+
+
 def test_a_head_that_no_loss_reaches_is_frozen() -> None:
     system, batch = build(point=True).train(), scene()
     system.loss(system(batch), batch)["total"].backward()

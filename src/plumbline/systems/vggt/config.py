@@ -106,7 +106,11 @@ class Config(BaseModel):
         description="predict on a GPU with the aggregator in bfloat16; training has a precision of its own",
     )
     checkpointing: bool = Field(default=False, description="recompute activations backwards: less memory, more time")
-    frozen: tuple[str, ...] = Field(default=(), description="patterns of module names that are not trained")
+    frozen: tuple[str, ...] | None = Field(
+        default=None,
+        description="patterns of module names that are not trained; null: none, but *aggregator* in a training that starts "
+        "from given weights (train.vggt.init_from); []: none, then as well",
+    )
     loss: LossConfig = LossConfig()
     # A crop off the centre moves the principal point, which an encoding by fields of view cannot say: no zoom.
     augment: AugmentConfig = AugmentConfig(degrade=0.0, zoom=0.0)

@@ -1,7 +1,7 @@
 """VGGT as a system: depth and cameras of all views from their images alone, in one pass, in a unit of its own."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -57,7 +57,13 @@ class System(nn.Module):
         self.camera_head = CameraHead(config) if config.camera else None
         self.point_head = DenseHead(config, out=4) if config.point else None
         self.depth_head = DenseHead(config, out=2)
-        self._frozen = self._freeze()
+        self._frozen = [*self._idle_heads(), *self._named(config.frozen or ())]
+        _stop(self._frozen)
+
+    @property
+    def metric(self) -> bool:
+        """Whether depth is in metres."""
+        return self.config.metric_from != "nothing"
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -166,6 +172,15 @@ class System(nn.Module):
         """Load a published checkpoint or this project's, strictly; DataError names what differs."""
         pretrained.load(self, path)
 
+    def fine_tune(self) -> None:
+        """Prepare a training that starts from given weights: the aggregator stays as it is, unless `frozen` is configured.
+
+        The released training does so by default. Called once, before the optimiser is made.
+        """
+        if self.config.frozen is None:
+            self._frozen += self._named(("*aggregator*",))
+            _stop(self._frozen)
+
     def _aggregator_precision(self, device: str) -> contextlib.AbstractContextManager[None]:
         if self.training or not self.config.bf16 or device != "cuda" or torch.is_autocast_enabled(device):
             return contextlib.nullcontext()
@@ -201,12 +216,16 @@ class System(nn.Module):
             )
         return baseline_scale(cameras.cam0_T_cam, batch.cam0_T_cam)
 
-    def _freeze(self) -> list[nn.Module]:
-        """Stop training what the configuration's patterns name; heads that no loss reaches as well."""
+    def _idle_heads(self) -> list[nn.Module]:
+        """Heads that no loss reaches."""
         idle = {"camera_head": self.config.loss.camera, "depth_head": self.config.loss.depth}
         idle["point_head"] = self.config.loss.point
-        frozen = [head for name, weight in idle.items() if weight == 0 and (head := getattr(self, name)) is not None]
-        for pattern in self.config.frozen:
+        return [head for name, weight in idle.items() if weight == 0 and (head := getattr(self, name)) is not None]
+
+    def _named(self, patterns: Iterable[str]) -> list[nn.Module]:
+        """The modules that `patterns` name; ConfigError for one that matches nothing."""
+        named: list[nn.Module] = []
+        for pattern in patterns:
             found = [module for name, module in self.named_modules() if name and fnmatchcase(name, pattern)]
             if not found:
                 parts = ", ".join(name for name, _ in self.named_children())
@@ -214,10 +233,14 @@ class System(nn.Module):
                     f"systems.vggt.frozen: {pattern!r} matches no module; expected a pattern such as *aggregator*. "
                     f"The modules are {parts} and what is inside them."
                 )
-            frozen += found
-        for module in frozen:
-            module.requires_grad_(False)
-        return frozen
+            named += found
+        return named
+
+
+def _stop(modules: Iterable[nn.Module]) -> None:
+    """Train these modules no more; `System.train` keeps them in inference mode."""
+    for module in modules:
+        module.requires_grad_(False)
 
 
 def _true_scene(batch: Batch) -> tuple[SceneUnits, Bool[Tensor, "b v h w"]]:
