@@ -8,14 +8,14 @@ from plumbline.stage import record, run
 
 
 def main(method: str) -> None:
-    """Score the predictions of `method` on every test suite."""
+    """Score the predictions of `method` on every test suite that asks it."""
     params = load_params()
     config = section(params, "evaluation", EvaluationConfig)
     suites = {name: section(params, f"suites.{name}", SuiteConfig) for name in params["suites"]}
     summary = evaluate(
         method,
         predictions=Path("predictions") / method,
-        suites={name: suite for name, suite in suites.items() if suite.split in ("test", "all")},
+        suites={name: suite for name, suite in suites.items() if suite.is_test and suite.asks(method)},
         scenes=Path("data/scenes"),
         out=Path("scores") / method,
         common=Path("predictions") / config.common,

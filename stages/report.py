@@ -15,7 +15,7 @@ def main() -> None:
     metrics = build_report(
         Path.cwd(),
         methods=list(params["systems"]),
-        suites={name: suite for name, suite in suites.items() if suite.split in ("test", "all")},
+        suites={name: suite for name, suite in suites.items() if suite.is_test},
         datasets=sections(params, "datasets", DatasetConfig),
         report=section(params, "report", ReportConfig),
         evaluation=section(params, "evaluation", EvaluationConfig),

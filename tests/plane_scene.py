@@ -20,6 +20,8 @@ def scene(b: int = 2, *, v: int = 3, p: int = 2, size: tuple[int, int] = (32, 40
     phase = points @ torch.tensor([[9.0, 31.0, 17.0], [23.0, 5.0, 41.0], [3.0, 2.0, 1.0]])
     noise = torch.randn(b, p, h, w, generator=torch.Generator().manual_seed(1))
     mask = torch.rand(b, v, h, w, generator=torch.Generator().manual_seed(2)) > 0.1
+    moved = torch.zeros(4, 4)
+    moved[0, 3] = 1.0
     keypoints = torch.rand(b, v, h, w, generator=torch.Generator().manual_seed(4)) / 80
     return Batch(
         image=(0.5 + 0.5 * torch.sin(phase)).permute(0, 1, 4, 2, 3).contiguous(),
@@ -32,5 +34,6 @@ def scene(b: int = 2, *, v: int = 3, p: int = 2, size: tuple[int, int] = (32, 40
         initial_confidence=torch.rand(b, p, h, w, generator=torch.Generator().manual_seed(3)),
         keypoint_probability=keypoints,
         constant_depth=2.0 + torch.arange(b),
+        constant_pose=torch.eye(4) + torch.arange(b)[:, None, None] * 0.1 * moved,
         predict_views=p,
     )

@@ -1,5 +1,7 @@
 """Camera metrics by numbers worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -97,8 +99,12 @@ def test_a_summary_pools_all_pairs() -> None:
     truth = np.stack([pose(), pose(0, (1, 0, 0))])
     one, other = (camera_errors(np.stack([pose(), pose(d, (1, 0, 0))]), truth) for d in (1.0, 6.0))
     values = summary([one, other])
-    expected = {"rotation_median": 3.5, "translation_median": 0.0, "auc5": 0.4, "auc10": 0.65, "auc30": 1 - 3.5 / 30}
-    assert values == pytest.approx(expected, abs=1e-6)
+    found = {f"{name} {kind}": value for name, row in values.items() for kind, value in row.items()}
+    expected = {"rotation_error_deg median": 3.5, "rotation_error_deg mean": 3.5, "translation_error_deg median": 0.0}
+    expected |= {"translation_error_deg mean": 0, "auc5 mean": 0.4, "auc10 mean": 0.65, "auc30 mean": 1 - 3.5 / 30}
+    assert found == pytest.approx(expected, abs=1e-6)
+    lengths = summary([one], [np.array([0.1, 0.0]), np.array([0.5])])["focal_error"]
+    assert lengths == pytest.approx({"median": 0.1, "mean": 0.2})
     with pytest.raises(DataError, match="no sample to sum up"):
         summary([])
 
@@ -111,3 +117,14 @@ def test_what_cannot_be_compared_is_named() -> None:
         camera_errors(two[:1], two[:1])
     with pytest.raises(DataError, match="a true pose is not finite"):
         camera_errors(two, two * np.nan)
+
+
+def test_a_metric_without_a_value_is_absent_and_an_impossible_one_is_refused() -> None:
+    here = camera_errors(np.stack([pose(), pose(7, (1, 0, 0))]), np.stack([pose(), pose(3)]))
+    assert set(summary([here])) == {"rotation_error_deg", "auc5", "auc10", "auc30"}
+    for broken in (np.array([np.nan]), np.array([-0.5])):
+        with pytest.raises(DataError, match=r"vggt towns: focal_error median is .*; expected a finite number in \[0, inf\]"):
+            summary([here], [broken], where="vggt towns")
+    wrong = replace(here, rotation=np.array([200.0]))
+    with pytest.raises(DataError, match=r"camera metrics: rotation_error_deg median is 200.0; .* in \[0, 180\]"):
+        summary([wrong])

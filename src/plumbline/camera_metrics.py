@@ -5,7 +5,7 @@ the translation by its direction. Definitions follow Jin et al. 2020, "Image Mat
 al. 2023, "PoseDiffusion"; angles are in degrees.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,6 +15,14 @@ from jaxtyping import Float, Float64, Int64
 from plumbline.errors import DataError
 
 AUC_DEGREES = (5.0, 10.0, 30.0)
+# Each with the one number of a suite that stands for it: degrees, shares of 1, relative error.
+HEADLINES = {
+    "rotation_error_deg": "median",
+    "translation_error_deg": "median",
+    **{f"auc{threshold:g}": "mean" for threshold in AUC_DEGREES},
+    "focal_error": "median",
+}
+CAMERA_METRICS = tuple(HEADLINES)
 # Of a length: what is shorter has no direction.
 _NO_DIRECTION = 1e-9
 
@@ -94,19 +102,43 @@ def focal_error(K: Float[np.ndarray, "v 3 3"], truth: Float[np.ndarray, "v 3 3"]
     return np.abs(predicted / true - 1).mean(axis=-1)
 
 
-def summary(errors: Sequence[CameraErrors]) -> dict[str, float]:
-    """Medians of rotation and translation errors (degrees) over all pairs of all samples, and AUC at 5, 10 and 30 degrees."""
+def summary(
+    errors: Sequence[CameraErrors], focal: Sequence[Float64[np.ndarray, " _"]] = (), *, where: str = "camera metrics"
+) -> dict[str, dict[str, float]]:
+    """{metric: {"median": ..., "mean": ...}} over all pairs of all samples, of `focal` over all views.
+
+    A metric without a value (no focal lengths predicted, all true cameras in one place) is absent. Of the areas under the
+    recall curve there is a mean alone. DataError, naming `where`, when there is no sample or a value is impossible.
+    """
     if not errors:
-        raise DataError("camera metrics: no sample to sum up; expected at least one with predicted and true cameras.")
+        raise DataError(f"{where}: no sample to sum up; expected at least one with predicted and true cameras.")
     rotation, translation, worst = (
         np.concatenate([getattr(sample, name) for sample in errors]) for name in ("rotation", "translation", "worst")
     )
-    directed = translation[~np.isnan(translation)]
-    values = {
-        "rotation_median": float(np.median(rotation)),
-        "translation_median": float(np.median(directed)) if directed.size else float("nan"),
+    pooled = {
+        "rotation_error_deg": rotation,
+        "translation_error_deg": translation[~np.isnan(translation)],
+        "focal_error": np.concatenate(focal) if focal else np.empty(0),
     }
-    return values | {f"auc{threshold:g}": area_under_recall(worst, threshold) for threshold in AUC_DEGREES}
+    found = {name: _centre(values) for name, values in pooled.items() if values.size}
+    found |= {f"auc{threshold:g}": {"mean": area_under_recall(worst, threshold)} for threshold in AUC_DEGREES}
+    _check_values({f"{name} {kind}": x for name, row in found.items() for kind, x in row.items()}, where)
+    return {name: found[name] for name in CAMERA_METRICS if name in found}
+
+
+def _centre(values: Float64[np.ndarray, " n"]) -> dict[str, float]:
+    return {"median": float(np.median(values)), "mean": float(np.mean(values))}
+
+
+def _check_values(values: Mapping[str, float], where: str) -> None:
+    """DataError for a number that no cameras can have: an angle beyond 180 degrees, a share outside [0, 1], NaN."""
+    for name, value in values.items():
+        top = 180.0 if "deg" in name else 1.0 if name.startswith("auc") else np.inf
+        if not (np.isfinite(value) and 0 <= value <= top * (1 + 1e-9)):
+            raise DataError(
+                f"{where}: {name} is {value}; expected a finite number in [0, {top:g}]. Look at the predicted cameras of this "
+                "suite: a pose must be a rotation and a step, a focal length positive."
+            )
 
 
 def _relative(poses: Float[np.ndarray, "v 4 4"], pairs: Int64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 4 4"]:

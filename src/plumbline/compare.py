@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from plumbline.config import parse_value
 from plumbline.errors import DataError
 from plumbline.files import atomic_path
-from plumbline.metrics import HIGHER_IS_BETTER
+from plumbline.metrics import is_share
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PARAMS, METRICS, LOCK = "params.yaml", "reports/metrics.json", "dvc.lock"
 WORKSPACE = "workspace"
 _SHOWN = 5
-DEFAULT_METRICS = ("abs_rel",)
+# What stands for a suite in headline.json; a suite has one or the other.
+DEFAULT_METRICS = ("abs_rel", "abs_rel_median")
 # DVC's own bookkeeping stands beside the experiments.
 _NO_EXPERIMENTS = ("exec", "stash", "celery", "apply", "branch", "init")
 # What decides a suite's samples, which of their truth counts and how they are averaged; all else changes methods only.
@@ -104,14 +105,16 @@ def compare(
     suites: Sequence[str] = (),
     methods: Sequence[str] = (),
 ) -> Comparison:
-    """The tables of some experiments; `metrics` (default: abs_rel), `suites` and `methods` (default: all) choose the rows.
+    """The tables of some experiments; `metrics`, `suites` and `methods` (default: all) choose the rows.
 
-    Changes are told against the first experiment. DataError for a suite, method or metric that none of them has.
+    Without `metrics` these are abs_rel and abs_rel_median. Changes are told against the first experiment. DataError for a
+    suite, method or metric that none of them has.
     """
     known = list(dict.fromkeys(key for experiment in experiments for key in experiment.metrics))
-    chosen = [suites, methods, metrics or DEFAULT_METRICS]
+    chosen = [suites, methods, metrics]
     for place, what in enumerate(("suite", "method", "metric")):
         _require(chosen[place], list(dict.fromkeys(key[place] for key in known)), what)
+    chosen[2] = metrics or DEFAULT_METRICS
     keys = [key for key in known if all(not wanted or part in wanted for part, wanted in zip(key, chosen))]
     changed = _changed([experiment.params for experiment in experiments])
     return Comparison(
@@ -267,7 +270,7 @@ def _metrics_row(key: Key, experiments: Sequence[Experiment]) -> Row:
 
 def _metric_text(name: str, value: float | None, first: float | None) -> str:
     """The number and, where it differs from the first experiment's, by how much: points of a share, percent of an error."""
-    share = name in HIGHER_IS_BETTER
+    share = is_share(name)
     if value is None:
         return "–"
     text = f"{value:.1%}" if share else f"{value:.4f}"
@@ -280,7 +283,7 @@ def _best(name: str, values: Sequence[float | None]) -> int | None:
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if len(set(finite)) < 2:
         return None
-    return values.index(max(finite) if name in HIGHER_IS_BETTER else min(finite))
+    return values.index(max(finite) if is_share(name) else min(finite))
 
 
 def _other_tests(changed: Sequence[str], suites: Sequence[str], experiments: Sequence[Experiment]) -> list[str]:

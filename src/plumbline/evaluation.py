@@ -1,17 +1,18 @@
 """Scores from files: `predictions/<method>` against the canonical truth, written to `scores/<method>`.
 
 Protocol: view 0 of every sample; truth inside the suite's caps and the data set's mask; three alignments, of which `none` is the
-headline; metrics per sample, mean over the samples of a scene, then mean over scenes, so that long scenes weigh no more than
-short ones (to repeat published figures: DELTAS' means of batches); 95 % interval by bootstrap over scenes. Region `all` is
-every valid pixel; region `common` keeps the pixels on which a reference method (the classical baseline) speaks, so that a
-method that abstains is compared on equal ground.
+headline, but `median` for a method that does not know the scale, for which `none` is not measured; metrics per sample, mean
+over the samples of a scene, then mean over scenes, so that long scenes weigh no more than short ones (to repeat published
+figures: DELTAS' means of batches); 95 % interval by bootstrap over scenes. Region `all` is every valid pixel; region `common`
+keeps the pixels on which a reference method (the classical baseline) speaks, so that a method that abstains is compared on
+equal ground. Predicted cameras are scored beside (`plumbline.camera_scores`).
 """
 
 import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
 from plumbline.alignment import ALIGNMENTS, align
+from plumbline.camera_scores import headlines, score_cameras, write_camera_rows
 from plumbline.config import SuiteConfig
 from plumbline.data.canonical import read_scene
 from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, write_json
-from plumbline.metrics import ERRORS, METRICS, Row, ause, check_values, measure, sparsification, valid_mask
+from plumbline.metrics import ERRORS, MEDIAN, METRICS, Row, ause, check_values, measure, sparsification, valid_mask
 from plumbline.records import Scene
 from plumbline.stored import About, Predictions, StoredSample, read_cost, read_predictions, suite_fingerprint
 
 COLUMNS = (*METRICS, "ause")
-HEADLINE = ("all", "none")
+REGION = "all"
+# In metrics.json, beside the suites: what the overfit gates measured.
+OVERFIT = "overfit"
 _KEYS = ("sample", "scene", "views", "region", "alignment", "valid", "compared")
 _BLOCK = 32
 _CURVE_STEPS = 50
@@ -85,7 +89,8 @@ def evaluate(
 
     `predictions` is predictions/<method>, `scenes` data/scenes, `common` the predictions of the reference method of the common
     region. Written: `<suite>.csv` (a row for each sample, region and alignment), `<suite>_scenes.csv`, for methods with a
-    confidence `<suite>_sparsification.csv`, and `summary.json`. With `batch_size` the summary's means are `batch_means`, which
+    confidence `<suite>_sparsification.csv`, for those with cameras `<suite>_cameras.csv`, and `summary.json`; a method that
+    predicts cameras alone has these two only. With `batch_size` the summary's means are `batch_means`, which
     have no interval. Raises DataError when predictions are missing, belong to another definition of the suite, or give an
     impossible score.
     """
@@ -95,17 +100,23 @@ def evaluate(
     with atomic_folder(out) as temporary:
         for name, suite in suites.items():
             stored = _read(predictions / name, suite)
-            reference = None if common is None else _read(common / name, suite)
+            speaks = common is not None and suite.asks(common.name) and stored.depth is not None
+            reference = _read(common / name, suite) if common is not None and speaks else None
             rows, curves = _score_suite(stored, reference, suite, scenes / suite.dataset)
             scene_rows = scene_means(rows)
             groups = scene_rows if batch_size is None else batch_means(rows, batch_size=batch_size)
             resamples = bootstrap if batch_size is None else 0
-            _write_csv(temporary / f"{name}.csv", _KEYS, [_sample_record(row) for row in rows])
-            _write_csv(temporary / f"{name}_scenes.csv", _KEYS[1:2] + _KEYS[3:5], _scene_records(scene_rows))
+            if stored.depth is not None:
+                _write_csv(temporary / f"{name}.csv", _KEYS, [_sample_record(row) for row in rows])
+                _write_csv(temporary / f"{name}_scenes.csv", _KEYS[1:2] + _KEYS[3:5], _scene_records(scene_rows))
             if curves:
                 _write_curves(temporary / f"{name}_sparsification.csv", curves)
+            camera_rows, cameras = score_cameras(stored, scenes / suite.dataset)
+            if camera_rows:
+                write_camera_rows(temporary / f"{name}_cameras.csv", camera_rows)
             summary["suites"][name] = {
                 **_summary(stored, reference, suite, rows, groups, bootstrap=resamples, seed=seed),
+                "cameras": cameras,
                 "seconds": cost.seconds[name],
                 "diagnostics": _medians(stored.diagnostics),
             }
@@ -180,31 +191,70 @@ def paired(
 
 
 def assemble_metrics(scores: Path, methods: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return {suite: {method: {metric: value}}}, region all and alignment none, from `scores/<method>/summary.json`."""
+    """Return {suite: {method: {metric: value}}}, region all, from `scores/<method>/summary.json`.
+
+    In a suite in which some method does not know the scale every method also has its metrics under median alignment, with
+    `_median` after their names: so they can be compared.
+    """
+    summaries = {method: read_summary(scores / method)["suites"] for method in methods}
+    loose = scale_free(summaries)
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for method in methods:
-        for suite, summary in read_summary(scores / method)["suites"].items():
-            values = summary["regions"][HEADLINE[0]][HEADLINE[1]]
-            table.setdefault(suite, {})[method] = {name: values[name]["mean"] for name in METRICS if name in values}
+    for method, suites in summaries.items():
+        for suite, summary in suites.items():
+            table.setdefault(suite, {})[method] = _flat(summary, aligned=suite in loose)
     return table
 
 
+def scale_free(summaries: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    """The suites in which a method predicts depth and does not know its scale; `summaries` are by method and suite."""
+    return frozenset(
+        suite for suites in summaries.values() for suite, summary in suites.items() if summary["alignment"] == "median"
+    )
+
+
 def tracked_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """`test/<suite>/<method>/<metric>` for the tracking store: region all, alignment none."""
+    """`test/<suite>/<method>/<metric>` for the tracking store: region all, names as in metrics.json."""
     return {
-        f"test/{suite}/{summary['method']}/{name}": values["mean"]
+        f"test/{suite}/{summary['method']}/{name}": value
         for suite, scored in summary["suites"].items()
-        for name, values in scored["regions"][HEADLINE[0]][HEADLINE[1]].items()
-        if name in METRICS
+        for name, value in _flat(scored, aligned=scored["alignment"] == "median").items()
     }
 
 
 def headline(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return {suite: {method: abs_rel}}; a method that compares nothing in a suite is left out there."""
-    return {
-        suite: {method: values["abs_rel"] for method, values in methods.items() if "abs_rel" in values}
-        for suite, methods in metrics.items()
-    }
+    """Return {suite: {method: abs_rel}}, or abs_rel_median for all methods of a suite in which one has no scale.
+
+    A method that compares nothing in a suite, or predicts cameras alone, is left out there; so is what gates measured.
+    """
+    found = {}
+    for suite, methods in metrics.items():
+        name = headline_metric(methods)
+        if suite != OVERFIT:
+            found[suite] = {method: values[name] for method, values in methods.items() if name in values}
+    return found
+
+
+def headline_metric(methods: Mapping[str, Mapping[str, float]]) -> str:
+    """The metric that stands for a suite in headline.json, from its entry in metrics.json."""
+    return "abs_rel" + (MEDIAN if any("abs_rel" + MEDIAN in values for values in methods.values()) else "")
+
+
+def oracles_in(methods: Mapping[str, Mapping[str, float]], oracles: Collection[str]) -> frozenset[str]:
+    """Which methods of a suite's entry in metrics.json are oracles: `oracles`, and `constant` where the headline is aligned.
+
+    One depth for all images becomes an image's true median once it is aligned by the median.
+    """
+    return frozenset(oracles) | ({"constant"} if headline_metric(methods).endswith(MEDIAN) else frozenset())
+
+
+def _flat(summary: Mapping[str, Any], *, aligned: bool) -> dict[str, float]:
+    """Metric by name from a suite's summary: as predicted, aligned by the median where asked for, and of cameras."""
+    regions = summary["regions"].get(REGION, {})
+    plain = {name: values["mean"] for name, values in regions.get("none", {}).items() if name in METRICS}
+    median = regions.get("median", {}) if aligned else {}
+    found = {f"{name}{MEDIAN}": median[name]["mean"] for name in ERRORS if name in median}
+    coverage = {"coverage": median["coverage"]["mean"]} if "coverage" in median else {}
+    return {**plain, **found, **coverage, **headlines(summary["cameras"])}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -244,7 +294,9 @@ def _read(folder: Path, suite: SuiteConfig) -> Predictions:
 def _score_suite(
     stored: Predictions, reference: Predictions | None, suite: SuiteConfig, folder: Path
 ) -> tuple[list[Scored], dict[str, list[Float64[np.ndarray, "2 k"]]]]:
-    """Return the rows of all samples, and each scene's sparsification curves (empty without a confidence)."""
+    """Return the rows of all samples, and each scene's sparsification curves (empty without a confidence, or without depth)."""
+    if stored.depth is None:
+        return [], {}
     if reference is not None and [s.label for s in reference.samples] != [s.label for s in stored.samples]:
         raise DataError(
             f"{stored.about.method} and {reference.about.method} were predicted for different samples of "
@@ -253,8 +305,8 @@ def _score_suite(
     rows: list[Scored] = []
     curves: dict[str, list[Float64[np.ndarray, "2 k"]]] = defaultdict(list)
     for block in _blocks(stored, reference, suite, folder):
-        where = f"{stored.about.method} {stored.about.suite}"
-        rows += _add_uncertainty(_measure_block(block, suite, where), block, curves)
+        where, kinds = f"{stored.about.method} {stored.about.suite}", _alignments(stored.about)
+        rows += _add_uncertainty(_measure_block(block, suite, where, kinds), block, kinds[0], curves)
     return rows, dict(curves)
 
 
@@ -271,10 +323,10 @@ def _blocks(stored: Predictions, reference: Predictions | None, suite: SuiteConf
         yield _Block(
             first,
             samples,
-            np.ascontiguousarray(stored.depth[rows, 0]),
+            np.ascontiguousarray(stored.maps[rows, 0]),
             truth,
             valid,
-            None if reference is None else valid & (reference.depth[rows, 0] > 0),
+            None if reference is None else valid & (reference.maps[rows, 0] > 0),
             None if stored.confidence is None else np.ascontiguousarray(stored.confidence[rows, 0]),
         )
 
@@ -282,7 +334,7 @@ def _blocks(stored: Predictions, reference: Predictions | None, suite: SuiteConf
 def _truth(
     samples: Sequence[StoredSample], scenes: Mapping[str, Scene], stored: Predictions
 ) -> tuple[Float32[np.ndarray, "m h w"], Bool[np.ndarray, "m h w"] | None]:
-    size = stored.depth.shape[2:]
+    size = stored.maps.shape[2:]
     depth, mask = np.empty((len(samples), *size), np.float32), np.ones((len(samples), *size), np.bool_)
     masked = False
     for index, sample in enumerate(samples):
@@ -301,12 +353,17 @@ def _truth(
     return depth, mask if masked else None
 
 
-def _measure_block(block: _Block, suite: SuiteConfig, where: str) -> list[Scored]:
+def _alignments(about: About) -> Sequence[str]:
+    """The alignments that a method is measured under, the headline first."""
+    return ALIGNMENTS if about.metric else ALIGNMENTS[1:]
+
+
+def _measure_block(block: _Block, suite: SuiteConfig, where: str, kinds: Sequence[str]) -> list[Scored]:
     names = [f"{where} {sample.label}" for sample in block.samples]
     regions = {"all": block.valid} | ({} if block.common is None else {"common": block.common})
     rows: list[Scored] = []
     for region, chosen in regions.items():
-        for kind in ALIGNMENTS:
+        for kind in kinds:
             aligned = align(block.prediction, block.truth, chosen, kind, floor=suite.depth_min)
             measured = measure(aligned, block.truth, mask=chosen, names=names)
             for index, (sample, row) in enumerate(zip(block.samples, measured, strict=True)):
@@ -324,23 +381,26 @@ def _reason(row: Row, suite: SuiteConfig, region: str) -> str:
 
 
 def _add_uncertainty(
-    rows: list[Scored], block: _Block, curves: dict[str, list[Float64[np.ndarray, "2 k"]]]
+    rows: list[Scored], block: _Block, kind: str, curves: dict[str, list[Float64[np.ndarray, "2 k"]]]
 ) -> list[Scored]:
-    areas = {}
+    """The rows with the area between the sparsification curves in those of the headline, whose alignment is `kind`."""
+    if block.confidence is None:
+        return rows
+    areas, prediction = {}, align(block.prediction, block.truth, block.valid, kind)
     for index, sample in enumerate(block.samples):
         chosen = block.valid[index] & (block.prediction[index] > 0)
-        if block.confidence is None or not chosen.any():
+        if not chosen.any():
             continue
         truth = block.truth[index][chosen]
-        error = np.abs(block.prediction[index][chosen] - truth) / truth
+        error = np.abs(prediction[index][chosen] - truth) / truth
         curve, oracle = sparsification(error, block.confidence[index][chosen], steps=_CURVE_STEPS)
         curves[sample.scene].append(np.stack([curve, oracle]))
         areas[block.first + index] = max(0.0, ause(curve, oracle))
-    return [_with_area(scored, areas) for scored in rows]
+    return [_with_area(scored, kind, areas) for scored in rows]
 
 
-def _with_area(scored: Scored, areas: Mapping[int, float]) -> Scored:
-    if (scored.region, scored.alignment) != HEADLINE or scored.sample not in areas:
+def _with_area(scored: Scored, kind: str, areas: Mapping[int, float]) -> Scored:
+    if (scored.region, scored.alignment) != (REGION, kind) or scored.sample not in areas:
         return scored
     values = scored.row.values | {"ause": areas[scored.sample]}
     return replace(scored, row=replace(scored.row, values=values))
@@ -364,9 +424,11 @@ def _summary(
             f"{stored.about.method} {stored.about.suite} {region} {alignment}",
         )
         regions.setdefault(region, {})[alignment] = {name: asdict(value) for name, value in values.items()}
-    dropped = [s for s in rows if (s.region, s.alignment) == HEADLINE and s.row.reason]
+    kind = None if stored.depth is None else _alignments(stored.about)[0]
+    dropped = [s for s in rows if (s.region, s.alignment) == (REGION, kind) and s.row.reason]
     return {
         "about": _about(stored.about),
+        "alignment": kind,
         "samples": len(stored.samples),
         "scenes": len({sample.scene for sample in stored.samples}),
         "caps": {

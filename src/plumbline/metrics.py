@@ -28,6 +28,8 @@ ERRORS = (
 )
 METRICS = (*ERRORS, "coverage")
 HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", "delta105", "coverage"})
+# Ends the names of metrics after every map was brought to the truth's median, for methods that know no scale.
+MEDIAN = "_median"
 THRESHOLDS = {"delta105": 1.05, "delta1": 1.25, "delta2": 1.25**2, "delta3": 1.25**3}
 
 # The working set of one block (two maps, their selections, buffers) stays inside a core's second-level cache.
@@ -64,6 +66,11 @@ class _Sums:
     valid: int
     compared: int
     errors: Float64[np.ndarray, " 10"]
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric, of depth or of cameras, is a share in [0, 1] that is better when higher; all others are errors."""
+    return name.removesuffix(MEDIAN) in HIGHER_IS_BETTER or name.startswith("auc")
 
 
 def valid_mask(

@@ -1,9 +1,10 @@
-"""Predict once, evaluate files: every method's depth for every sample of the suites, in `predictions/<method>`."""
+"""Predict once, evaluate files: every method's depth or cameras for every sample of its suites, in `predictions/<method>`."""
 
+import difflib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -12,10 +13,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from plumbline import systems
 from plumbline.config import DatasetConfig, SuiteConfig
+from plumbline.data.geometry import rotation_angle
 from plumbline.data.samples import build, open_labels, open_split
 from plumbline.errors import ConfigError, DataError
 from plumbline.feed import SampleFeed
@@ -27,18 +29,22 @@ from plumbline.stored import (
     Cost,
     Predictions,
     StackFile,
+    StoredCameras,
     StoredSample,
     read_for,
     suite_fingerprint,
+    write_cameras,
     write_cost,
     write_diagnostics,
     write_samples,
 )
-from plumbline.systems.records import Batch, Prediction
+from plumbline.systems.records import Batch, Cameras, Prediction
 
 # A median over about this many pixels is exact to far below any metric's digits.
 _MEDIAN_PIXELS = 4_000_000
 _PNG_PER_METRE = 1000.0
+# How far the rows of a float32 rotation may be from unit length and right angles.
+_ROTATION_SLACK = 1e-3
 
 
 @runtime_checkable
@@ -47,8 +53,8 @@ class Method(Protocol):
 
     inputs: ClassVar[frozenset[str]]
 
-    def __call__(self, batch: Batch) -> Prediction:
-        """Depth of the leading `batch.predict_views` views."""
+    def __call__(self, batch: Batch) -> Prediction | Cameras:
+        """Depth of the leading `batch.predict_views` views, with or without cameras of all views, or these cameras alone."""
 
     def eval(self) -> object:
         """Switch to inference."""
@@ -81,11 +87,32 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class MeanPose:
+    """The pose of a source view that `mean_pose` answers in a suite (`cam0_T_cam`, metres), and what it is the mean of."""
+
+    cam0_T_cam: Float64[np.ndarray, "4 4"]
+    source: str
+
+
+@dataclass(frozen=True)
 class _Answer:
-    depth: Float32[np.ndarray, "b p h w"]
+    depth: Float32[np.ndarray, "b p h w"] | None
     confidence: Float32[np.ndarray, "b p h w"] | None
     seconds: float
+    cameras: StoredCameras | None = None
+    metric: bool = True
     diagnostics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass
+class _Written:
+    """What was written of a suite so far, and what is to be written when all of it is known."""
+
+    stacks: Mapping[str, StackFile] = field(default_factory=dict)
+    cameras: list[StoredCameras] = field(default_factory=list)
+    diagnostics: dict[str, list[float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    metric: bool = True
 
 
 def open_suite(name: str, config: SuiteConfig, *, datasets: Mapping[str, DatasetConfig], scenes: Path) -> Suite:
@@ -108,16 +135,98 @@ def load_method(name: str, params: Mapping[str, Any], *, weights: Path | None, d
     return system.to(chosen).eval(), chosen
 
 
+def check_methods(suites: Mapping[str, SuiteConfig], methods: Collection[str]) -> None:
+    """ConfigError when a suite asks a method that is not among `methods`, the keys of params.yaml's `systems`."""
+    for name, suite in suites.items():
+        unknown = [method for method in suite.methods or () if method not in methods]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], methods, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There is: {', '.join(methods)}."
+            raise ConfigError(f"suites.{name}.methods: no method {unknown[0]!r} in systems. {hint}")
+
+
+def asked_suites(
+    method: str, suites: Mapping[str, SuiteConfig], learnt: Collection[str] = ()
+) -> dict[str, SuiteConfig]:
+    """The test suites that ask `method`, and those named in `learnt`; ConfigError when there is none."""
+    chosen = {name: suite for name, suite in suites.items() if (suite.is_test and suite.asks(method)) or name in learnt}
+    if not chosen:
+        raise ConfigError(
+            f"systems.{method}: no suite asks this method. Add it to suites.<name>.methods, or take it out of systems."
+        )
+    return chosen
+
+
+def training_means(
+    system: Method, suites: Sequence[Suite], datasets: Mapping[str, DatasetConfig], folder: Path
+) -> dict[str, Any]:
+    """`constants` and `poses` for `predict`, from the training splits below `folder` (data/scenes)."""
+    return {
+        "constants": training_constants(system, suites, datasets, folder),
+        "poses": training_poses(system, suites, datasets, folder),
+    }
+
+
 def training_constants(
-    system: Method, datasets: Mapping[str, DatasetConfig], folder: Path
+    system: Method, suites: Sequence[Suite], datasets: Mapping[str, DatasetConfig], folder: Path
 ) -> dict[str, Constant] | None:
-    """What `constant` answers for each data set below `folder` (data/scenes); None for a method that does not ask."""
+    """What `constant` answers for each data set of `suites`, from its training split below `folder` (data/scenes).
+
+    None for a method that does not ask.
+    """
     if "constant_depth" not in system.inputs:
         return None
+    configs = {suite.config.dataset: datasets[suite.config.dataset] for suite in suites}
     return {
         name: constant_depth(open_split(folder / name, config, "train"), config.depth_range)
-        for name, config in datasets.items()
+        for name, config in configs.items()
     }
+
+
+def training_poses(
+    system: Method, suites: Sequence[Suite], datasets: Mapping[str, DatasetConfig], folder: Path
+) -> dict[str, MeanPose] | None:
+    """What `mean_pose` answers in each of `suites`: the mean over the training split's pairs by the suite's own rule.
+
+    None for a method that does not ask. DataError for a data set whose training split has no pairs or no poses.
+    """
+    if "constant_pose" not in system.inputs:
+        return None
+    found = {}
+    for suite in suites:
+        name, rule = suite.config.dataset, suite.config.model_copy(update={"split": "train", "max_samples": None})
+        scenes = open_split(folder / name, datasets[name], "train")
+        poses = source_poses(scenes, build(rule, scenes))
+        found[suite.name] = MeanPose(mean_pose(poses), f"mean of {len(poses)} pairs of {len(scenes)} training scenes")
+    return found
+
+
+def source_poses(scenes: Mapping[str, Scene], samples: Sequence[Sample]) -> Float64[np.ndarray, "n 4 4"]:
+    """`cam0_T_cam` of every source view of every sample, metres; DataError naming a scene without poses."""
+    poses = []
+    for sample in samples:
+        world_T_cam = scenes[sample.scene].world_T_cam
+        if world_T_cam is None:
+            raise DataError(f"{sample.scene} has no poses, so there is no mean pose. Leave mean_pose out of the suite.")
+        views = world_T_cam[list(sample.views)]
+        poses.append(np.linalg.inv(views[0]) @ views[1:])
+    return np.concatenate(poses)
+
+
+def mean_pose(poses: Float64[np.ndarray, "n 4 4"]) -> Float64[np.ndarray, "4 4"]:
+    """The chordal mean of the rotations, with a step of the mean length in the mean direction (unit vectors averaged).
+
+    The chordal mean is the rotation nearest to the mean of the matrices (Hartley et al. 2013, "Rotation Averaging", 5.3).
+    Directions that cancel out, and cameras that all stand in one place, leave a step of 0.
+    """
+    U, _, Vt = np.linalg.svd(poses[:, :3, :3].mean(axis=0))
+    lengths = np.linalg.norm(poses[:, :3, 3], axis=1)
+    direction = (poses[:, :3, 3] / np.maximum(lengths, 1e-12)[:, None]).mean(axis=0)
+    size = float(np.linalg.norm(direction))
+    mean = np.eye(4)
+    mean[:3, :3] = U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
+    mean[:3, 3] = lengths.mean() * direction / size if size > 1e-9 else 0.0
+    return mean
 
 
 def training_feed(suite: Suite, initial: Path | None, labels: Path | None = None) -> SampleFeed:
@@ -128,7 +237,7 @@ def training_feed(suite: Suite, initial: Path | None, labels: Path | None = None
     start = None
     if initial is not None:
         start = read_for(initial / suite.name, list(suite.samples), suite_fingerprint(suite.config))
-    feed = _feed(suite, start, None)
+    feed = _feed(suite, start, None, None)
     if labels is None:
         return feed
     named = {sample.scene for sample in suite.samples}
@@ -160,6 +269,7 @@ def predict(
     device: torch.device | str = "cpu",
     initial: Path | None = None,
     constants: Mapping[str, Constant] | None = None,
+    poses: Mapping[str, MeanPose] | None = None,
 ) -> dict[str, float]:
     """Write `out` (predictions/<method>) whole, one folder a suite; returns the median seconds a sample of each.
 
@@ -167,8 +277,10 @@ def predict(
 
     The system, already on `device`, sees what its `inputs` name and nothing else. `initial` is the folder of the method
     whose depth it refines (for inputs with initial_depth), `constants` holds a Constant for each data set (for inputs with
-    constant_depth). A method is an oracle when it, or the method it refines, reads the truth. Raises DataError naming the
-    sample for a prediction that is NaN, infinite, negative or of another shape, ConfigError when something it reads is missing.
+    constant_depth), `poses` a MeanPose for each suite (constant_pose). A method is an oracle when it, or the method it refines,
+    reads the truth; it does not know the scale when it says so of any sample (`internals["scale_known"]`). Raises DataError
+    naming the sample for a prediction that is NaN, infinite, negative or of another shape, or a camera that is none,
+    ConfigError when something it reads is missing.
     """
     system.eval()
     workers = (os.cpu_count() or 1) if torch.device(device).type == "cpu" else 1
@@ -179,11 +291,15 @@ def predict(
             constant = _constant(system, method, suite, constants)
             oracle = "depth" in system.inputs or (start is not None and start.about.oracle)
             notes = {} if start is None else {"initial depth": start.about.method}
+            pose = _pose(system, method, suite, poses)
             notes |= {} if constant is None else {"constant": f"{constant.depth:.4g} m: {constant.source}"}
+            notes |= {} if pose is None else {"mean pose": _pose_note(pose)}
             about = _about(
                 method, suite, sorted(system.inputs), oracle=oracle, device=_device_name(device), notes=notes
             )
-            feed = _feed(suite, start, constant)
+            # What refines a depth of unknown scale does not know it either.
+            about = replace(about, metric=start is None or start.about.metric)
+            feed = _feed(suite, start, constant, pose)
             answer = _system_answer(system, method, feed, torch.device(device))
             seconds[suite.name] = _write_suite(
                 temporary / suite.name, about, suite, answer, batch_size=batch_size, workers=workers
@@ -242,6 +358,19 @@ def _constant(system: Method, method: str, suite: Suite, constants: Mapping[str,
     return constants[suite.config.dataset]
 
 
+def _pose(system: Method, method: str, suite: Suite, poses: Mapping[str, MeanPose] | None) -> MeanPose | None:
+    if "constant_pose" not in system.inputs:
+        return None
+    if poses is None or suite.name not in poses:
+        raise ConfigError(f"{method} reads a mean pose and there is none for suite {suite.name!r}.")
+    return poses[suite.name]
+
+
+def _pose_note(pose: MeanPose) -> str:
+    angle = math.degrees(float(rotation_angle(pose.cam0_T_cam[None, :3, :3])[0]))
+    return f"{angle:.3g} degrees, {np.linalg.norm(pose.cam0_T_cam[:3, 3]):.4g} m: {pose.source}"
+
+
 def _about(method: str, suite: Suite, inputs: list[str], *, oracle: bool, device: str, notes: dict[str, str]) -> About:
     fingerprint = suite_fingerprint(suite.config)
     return About(method, suite.name, suite.config.dataset, tuple(inputs), oracle, fingerprint, device, notes)
@@ -252,13 +381,14 @@ def _device_name(device: torch.device | str) -> str:
     return torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type
 
 
-def _feed(suite: Suite, start: Predictions | None, constant: Constant | None) -> SampleFeed:
+def _feed(suite: Suite, start: Predictions | None, constant: Constant | None, pose: MeanPose | None) -> SampleFeed:
     return SampleFeed(
         suite.scenes,
         suite.samples,
-        initial_depth=None if start is None else start.depth,
+        initial_depth=None if start is None else start.maps,
         initial_confidence=None if start is None else start.confidence,
         constant_depth=None if constant is None else constant.depth,
+        constant_pose=None if pose is None else pose.cam0_T_cam,
         predict_views=suite.config.predict_views,
     )
 
@@ -267,31 +397,47 @@ def _system_answer(
     system: Method, method: str, feed: SampleFeed, device: torch.device
 ) -> Callable[[Sequence[int]], _Answer]:
     def answer(indices: Sequence[int]) -> _Answer:
-        batch = feed.load(indices).to(device).select(system.inputs)
+        batch = feed.load(indices).to(device)
         if "depth" in system.inputs and batch.depth is None:
             raise DataError(
                 f"{method} is an oracle and reads the truth, which {feed.samples[indices[0]].scene} has not."
             )
-        began = _now(device)
+        seen, began = batch.select(system.inputs), _now(device)
         with torch.inference_mode():
-            prediction = system(batch)
-        seconds = _now(device) - began
-        confidence = None if prediction.confidence is None else prediction.confidence.float().cpu().numpy()
-        depth = prediction.depth.float().cpu().numpy()
+            said = system(seen)
+        seconds = (_now(device) - began) / len(indices)
+        if isinstance(said, Cameras):
+            return _Answer(None, None, seconds, _cameras(said))
         return _Answer(
-            depth, confidence, seconds / len(indices), _diagnostics(system, prediction, feed, indices, device)
+            _array(said.depth),
+            None if said.confidence is None else _array(said.confidence),
+            seconds,
+            None if said.cameras is None else _cameras(said.cameras),
+            metric=_knows_scale(said),
+            diagnostics=_diagnostics(system, said, batch),
         )
 
     return answer
 
 
-def _diagnostics(
-    system: Method, prediction: Prediction, feed: SampleFeed, indices: Sequence[int], device: torch.device
-) -> dict[str, list[float]]:
+def _array(tensor: torch.Tensor) -> Float32[np.ndarray, "..."]:
+    return np.asarray(tensor.float().cpu().numpy())
+
+
+def _cameras(cameras: Cameras) -> StoredCameras:
+    return StoredCameras(_array(cameras.cam0_T_cam), None if cameras.K is None else _array(cameras.K))
+
+
+def _knows_scale(prediction: Prediction) -> bool:
+    known = prediction.internals.get("scale_known")
+    return known is None or bool(known.all())
+
+
+def _diagnostics(system: Method, prediction: Prediction, batch: Batch) -> dict[str, list[float]]:
     """What a system with a method `diagnostics` says of its parts: it may see the truth, for the answer is given."""
     if not isinstance(system, Diagnosed):
         return {}
-    values = system.diagnostics(prediction, feed.load(indices).to(device))
+    values = system.diagnostics(prediction, batch)
     return {name: value.double().cpu().tolist() for name, value in values.items()}
 
 
@@ -351,24 +497,21 @@ def _write_suite(
     folder.mkdir(parents=True)
     count = len(suite.samples)
     stored = [_stored(suite, sample) for sample in suite.samples]
-    seconds: list[float] = []
-    stacks: dict[str, StackFile] = {}
-    diagnostics: dict[str, list[float]] = {}
+    written = _Written()
     with ExitStack() as closing, progress(f"predict {about.method} {suite.name}", total=count) as show:
         chunks = [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
         for indices, got in zip(chunks, _answers(answer, chunks, workers), strict=True):
             _refuse_bad(got, suite, [f"{about.method} {suite.name} {stored[i].label}" for i in indices])
-            if not stacks:
-                stacks = _open_stacks(folder, got, count, closing)
-            _append(stacks, got, about)
-            seconds += [got.seconds] * len(indices)
-            for name, values in got.diagnostics.items():
-                diagnostics.setdefault(name, []).extend(values)
+            if not written.seconds:
+                written.stacks = _open_stacks(folder, got, count, closing)
+            _append(written, got, about, len(indices))
             show(indices[-1] + 1, {"s/sample": got.seconds})
-    write_samples(folder, about, stored)
-    if diagnostics:
-        write_diagnostics(folder, diagnostics)
-    return float(np.median(seconds))
+    write_samples(folder, replace(about, metric=about.metric and written.metric), stored)
+    if written.cameras:
+        write_cameras(folder, _joined(written.cameras))
+    if written.diagnostics:
+        write_diagnostics(folder, written.diagnostics)
+    return float(np.median(written.seconds))
 
 
 def _answers(answer: Callable[[Sequence[int]], _Answer], chunks: Sequence[range], workers: int) -> Iterator[_Answer]:
@@ -395,30 +538,54 @@ def _stored(suite: Suite, sample: Sample) -> StoredSample:
 
 
 def _open_stacks(folder: Path, got: _Answer, count: int, closing: ExitStack) -> dict[str, StackFile]:
-    shape = (count, *got.depth.shape[1:])
-    names = ["depth"] if got.confidence is None else ["depth", "confidence"]
-    stacks = {name: StackFile(folder / f"{name}.npy", shape) for name in names}
+    stacks = {name: StackFile(folder / f"{name}.npy", (count, *maps.shape[1:])) for name, maps in _maps(got).items()}
     for stack in stacks.values():
         closing.callback(stack.close)
     return stacks
 
 
-def _append(stacks: Mapping[str, StackFile], got: _Answer, about: About) -> None:
-    if (got.confidence is not None) != ("confidence" in stacks):
+def _maps(got: _Answer) -> dict[str, Float32[np.ndarray, "b p h w"]]:
+    maps = {"depth": got.depth, "confidence": got.confidence}
+    return {name: values for name, values in maps.items() if values is not None}
+
+
+def _append(written: _Written, got: _Answer, about: About, count: int) -> None:
+    """Add the answer to `count` samples; DataError when it has other parts than those before it."""
+    maps = _maps(got)
+    before = _parts(written.stacks, written.cameras[0] if written.cameras else None)
+    odd = sorted(before ^ _parts(maps, got.cameras)) if written.seconds else []
+    if odd:
         raise DataError(
-            f"{about.method} {about.suite}: gives a confidence for some batches only; expected all or none."
+            f"{about.method} {about.suite}: gives {', '.join(odd)} for some batches only; expected all or none."
         )
-    stacks["depth"].append(got.depth)
-    if got.confidence is not None:
-        stacks["confidence"].append(got.confidence)
+    for name, values in maps.items():
+        written.stacks[name].append(values)
+    if got.cameras is not None:
+        written.cameras.append(got.cameras)
+    for name, measured in got.diagnostics.items():
+        written.diagnostics.setdefault(name, []).extend(measured)
+    written.seconds += [got.seconds] * count
+    written.metric &= got.metric
+
+
+def _parts(maps: Mapping[str, object], cameras: StoredCameras | None) -> set[str]:
+    """Names of what an answer consists of."""
+    poses = set() if cameras is None else {"cameras"} | (set() if cameras.K is None else {"K"})
+    return {*maps, *poses}
+
+
+def _joined(cameras: Sequence[StoredCameras]) -> StoredCameras:
+    K = [part.K for part in cameras if part.K is not None]
+    return StoredCameras(np.concatenate([part.cam0_T_cam for part in cameras]), np.concatenate(K) if K else None)
 
 
 def _refuse_bad(got: _Answer, suite: Suite, labels: Sequence[str]) -> None:
     size = suite.scenes[suite.samples[0].scene].images.shape[1:3]
     expected = (len(labels), suite.config.predict_views, *size)
-    for name, maps, top in (("depth", got.depth, math.inf), ("confidence", got.confidence, 1.0)):
-        if maps is None:
-            continue
+    if got.cameras is not None:
+        _refuse_bad_cameras(got.cameras, len(suite.samples[0].views), labels)
+    for name, maps in _maps(got).items():
+        top = math.inf if name == "depth" else 1.0
         if maps.shape != expected:
             raise DataError(
                 f"{labels[0]}: {name} has shape {maps.shape}; expected {expected} (samples, views, height, width)."
@@ -431,3 +598,36 @@ def _refuse_bad(got: _Answer, suite: Suite, labels: Sequence[str]) -> None:
                 f"{labels[int(np.argmax(bad))]}: {name} has values between {worst.min()} and {worst.max()}; expected finite "
                 f"values, {unit}. Nothing was written."
             )
+
+
+def _refuse_bad_cameras(cameras: StoredCameras, views: int, labels: Sequence[str]) -> None:
+    """DataError naming the first sample with a pose that is no rigid motion from the first view, or a K without focal lengths."""
+    poses = cameras.cam0_T_cam.astype(np.float64)
+    for name, array, side in (("cam0_T_cam", poses, 4), ("K", cameras.K, 3)):
+        expected = (len(labels), views, side, side)
+        if array is not None and array.shape != expected:
+            raise DataError(
+                f"{labels[0]}: {name} has shape {array.shape}; expected {expected}, a camera for every view."
+            )
+    R, size = poses[..., :3, :3], 1 + np.abs(poses[..., :3, 3]).max(axis=(1, 2))
+    faults = {
+        "is not finite": ~np.isfinite(poses).all(axis=(1, 2, 3)),
+        "does not start with the identity": np.abs(poses[:, 0] - np.eye(4)).max(axis=(1, 2)) > _ROTATION_SLACK * size,
+        "has a matrix that is no rotation": ~_is_rotation(R).all(axis=1),
+    }
+    if cameras.K is not None:
+        focal = cameras.K[..., [0, 1], [0, 1]]
+        faults["comes with a K that is not finite or has a focal length that is not positive"] = ~(
+            np.isfinite(cameras.K).all(axis=(1, 2, 3)) & (focal > 0).all(axis=(1, 2))
+        )
+    for fault, bad in faults.items():
+        if bad.any():
+            raise DataError(
+                f"{labels[int(np.argmax(bad))]}: cam0_T_cam {fault}; expected poses of all views in the first one's frame. "
+                "Nothing was written."
+            )
+
+
+def _is_rotation(R: Float64[np.ndarray, "*n 3 3"]) -> np.ndarray:
+    square = np.abs(R @ np.swapaxes(R, -1, -2) - np.eye(3)).max(axis=(-1, -2)) < _ROTATION_SLACK
+    return square & (np.linalg.det(R) > 0)

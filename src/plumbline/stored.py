@@ -1,9 +1,11 @@
 """Predictions on disk, `predictions/<method>/<suite>/`: what a method answered, and what it was allowed to look at.
 
 `samples.json` names every sample (scene, views), the method's inputs, whether the truth was among them (an oracle), and
-the fingerprint of the suite; `depth.npy` is f32 (n, p, h, w), metres, 0 = abstains, and `confidence.npy`, where a method
-has one, f32 of the same shape in [0, 1], higher = surer. Row i belongs to sample i, its first map to the reference view.
-`diagnostics.json` is there for a method that measures its own parts.
+the fingerprint of the suite; `depth.npy` is f32 (n, p, h, w), metres (or a unit of each sample's own, where `metric` is
+false), 0 = abstains, and `confidence.npy`, where a method has one, f32 of the same shape in [0, 1], higher = surer. Row i
+belongs to sample i, its first map to the reference view. A method that predicts cameras has `cam0_T_cam.npy`, f32 (n, v, 4, 4)
+of all views, and, where it predicts them, intrinsics in `K.npy`, f32 (n, v, 3, 3), pixels; it may have these alone, and no
+depth. `diagnostics.json` is there for a method that measures its own parts.
 """
 
 import hashlib
@@ -19,12 +21,12 @@ from jaxtyping import Float32, Float64
 from pydantic import BaseModel
 
 from plumbline.errors import DataError
-from plumbline.files import read_json, read_npy, write_json
+from plumbline.files import read_json, read_npy, write_json, write_npy
 from plumbline.records import Sample
 
 FORMAT_VERSION = 1
-# The caps decide what is measured, not what is predicted: changing them must not ask for new predictions.
-_EVALUATION_ONLY = frozenset({"depth_min", "depth_max"})
+# What decides which truth is measured, or who answers, decides no sample: changing it must not ask for new predictions.
+_OTHERS = frozenset({"depth_min", "depth_max", "methods"})
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class StoredSample:
 
 @dataclass(frozen=True)
 class About:
-    """What holds for all samples of one suite. `notes` records choices in words, such as where a constant came from."""
+    """What holds for all samples of one suite. `notes` records choices in words, such as where a constant came from.
+
+    `metric` says whether the method knows the scale of every sample: its depth and translations are metres then.
+    """
 
     method: str
     suite: str
@@ -53,6 +58,7 @@ class About:
     suite_fingerprint: str
     device: str
     notes: dict[str, str] = field(default_factory=dict)
+    metric: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,16 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class StoredCameras:
+    """Predicted cameras of all views of every sample, the reference first; K is None where only poses are predicted."""
+
+    cam0_T_cam: Float32[np.ndarray, "n v 4 4"]
+    K: Float32[np.ndarray, "n v 3 3"] | None
+
+
+@dataclass(frozen=True)
 class Predictions:
-    """One method's predictions for one suite, arrays memory-mapped.
+    """One method's predictions for one suite, arrays memory-mapped; `depth` is None for a method that predicts cameras alone.
 
     `diagnostics` holds what a method says of its own parts (for instance which share of its keypoints can be matched),
     measured with the truth after predicting: name -> a value for each sample, NaN where it has none.
@@ -74,14 +88,25 @@ class Predictions:
 
     about: About
     samples: tuple[StoredSample, ...]
-    depth: Float32[np.ndarray, "n p h w"]
+    depth: Float32[np.ndarray, "n p h w"] | None
     confidence: Float32[np.ndarray, "n p h w"] | None
+    cameras: StoredCameras | None = None
     diagnostics: Mapping[str, Float64[np.ndarray, " n"]] = field(default_factory=dict)
+
+    @property
+    def maps(self) -> Float32[np.ndarray, "n p h w"]:
+        """The depth; DataError where the method predicts cameras alone."""
+        if self.depth is None:
+            raise DataError(
+                f"{self.about.method} {self.about.suite}: this method predicts cameras and no depth. "
+                "Name one that predicts depth."
+            )
+        return self.depth
 
 
 def suite_fingerprint(suite: BaseModel) -> str:
-    """A hash of everything in a suite's config that decides its samples (the evaluation caps do not)."""
-    chosen = {key: value for key, value in suite.model_dump(mode="json").items() if key not in _EVALUATION_ONLY}
+    """A hash of everything in a suite's config that decides its samples (the evaluation caps and the list of methods do not)."""
+    chosen = {key: value for key, value in suite.model_dump(mode="json").items() if key not in _OTHERS}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -98,11 +123,12 @@ def read_predictions(folder: Path) -> Predictions:
     samples = tuple(
         StoredSample(item["scene"], tuple(item["views"]), tuple(item["names"])) for item in stored["samples"]
     )
-    depth = read_npy(folder / "depth.npy", memory_map=True)
-    file = folder / "confidence.npy"
-    confidence = read_npy(file, memory_map=True) if file.is_file() else None
+    cameras = _read_cameras(folder, samples)
+    # Without cameras a missing depth.npy is a damaged folder, and reading it says so.
+    depth = None if cameras and not (folder / "depth.npy").is_file() else _read_stack(folder / "depth.npy")
+    confidence = _read_stack(folder / "confidence.npy") if (folder / "confidence.npy").is_file() else None
     _check_rows(folder, len(samples), depth, confidence)
-    return Predictions(about, samples, depth, confidence, _read_diagnostics(folder, len(samples)))
+    return Predictions(about, samples, depth, confidence, cameras, _read_diagnostics(folder, len(samples)))
 
 
 def read_for(folder: Path, samples: list[Sample], fingerprint: str) -> Predictions:
@@ -145,6 +171,13 @@ def write_diagnostics(folder: Path, values: Mapping[str, Sequence[float]]) -> No
     write_json(folder / "diagnostics.json", rows)
 
 
+def write_cameras(folder: Path, cameras: StoredCameras) -> None:
+    """Write `cam0_T_cam.npy` and, where they are predicted, `K.npy` of a suite's folder."""
+    write_npy(folder / "cam0_T_cam.npy", cameras.cam0_T_cam)
+    if cameras.K is not None:
+        write_npy(folder / "K.npy", cameras.K)
+
+
 class StackFile:
     """A `.npy` stack of known shape written part by part, so that it never has to fit in memory."""
 
@@ -169,6 +202,25 @@ class StackFile:
         self._file.close()
 
 
+def _read_stack(path: Path) -> Float32[np.ndarray, "..."]:
+    return read_npy(path, memory_map=True)
+
+
+def _read_cameras(folder: Path, samples: Sequence[StoredSample]) -> StoredCameras | None:
+    if not (folder / "cam0_T_cam.npy").is_file():
+        return None
+    views = len(samples[0].views) if samples else 0
+    poses = _read_stack(folder / "cam0_T_cam.npy")
+    K = _read_stack(folder / "K.npy") if (folder / "K.npy").is_file() else None
+    for name, array, side in (("cam0_T_cam", poses, 4), ("K", K, 3)):
+        if array is not None and (array.shape != (len(samples), views, side, side) or array.dtype != np.float32):
+            raise DataError(
+                f"{folder}/{name}.npy is {array.dtype} {array.shape}; expected float32 {(len(samples), views, side, side)}. "
+                "Predict again."
+            )
+    return StoredCameras(poses, K)
+
+
 def _read_diagnostics(folder: Path, count: int) -> dict[str, Float64[np.ndarray, " n"]]:
     if not (folder / "diagnostics.json").is_file():
         return {}
@@ -178,7 +230,9 @@ def _read_diagnostics(folder: Path, count: int) -> dict[str, Float64[np.ndarray,
     return {name: np.array([math.nan if x is None else x for x in row]) for name, row in rows.items()}
 
 
-def _check_rows(folder: Path, count: int, depth: np.ndarray, confidence: np.ndarray | None) -> None:
+def _check_rows(folder: Path, count: int, depth: np.ndarray | None, confidence: np.ndarray | None) -> None:
+    if depth is None:
+        return
     if depth.ndim != 4 or len(depth) != count or depth.dtype != np.float32:
         raise DataError(
             f"{folder}/depth.npy is {depth.dtype} {depth.shape}; expected float32 (n, p, h, w) with n = {count}. Predict again."

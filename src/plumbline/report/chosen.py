@@ -1,4 +1,4 @@
-"""The trained system's best, median and worst sample of a suite, by a fixed rule, as pictures on one scale."""
+"""The system's best, median and worst sample of a suite, by a fixed rule, as pictures on one scale."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from plumbline.alignment import align
+from plumbline.camera_scores import read_camera_rows
 from plumbline.config import SuiteConfig
 from plumbline.data.canonical import read_scene
-from plumbline.evaluation import HEADLINE, Scored, read_rows
+from plumbline.evaluation import REGION, Scored, read_rows
 from plumbline.metrics import valid_mask
 from plumbline.report.numbers import Number
 from plumbline.report.pictures import colour_map, picture
+from plumbline.report.results import CAMERA_COLUMNS
 from plumbline.stored import Predictions, read_predictions
 
 RULE = "lowest, middle and highest abs_rel of the system over the samples of the suite; of equals, the first"
@@ -24,16 +27,21 @@ class Tile:
 
     title: str
     image: str
+    is_photo: bool = False
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sample with its pictures. `depth_limits` (metres) and `error_limits` are the scales all its tiles share."""
+    """A sample with its pictures. `depth_limits` (metres) and `error_limits` are the scales all its tiles share.
+
+    `cameras` holds what the system's predicted cameras are off by: (what, number); empty without predicted cameras.
+    """
 
     rank: str
     where: str
     ours: Number
     initial: Number | None
+    cameras: tuple[tuple[str, Number], ...]
     tiles: tuple[Tile, ...]
     depth_limits: tuple[str, str]
     error_limits: tuple[str, str]
@@ -48,13 +56,16 @@ class _Maps:
     valid: Bool[np.ndarray, "h w"]
 
 
-def choose(root: Path, system: str, suite_name: str, suite: SuiteConfig) -> list[Chosen]:
-    """Return the pictures of the best, median and worst sample; [] where the system compares nothing."""
+def choose(root: Path, system: str, suite_name: str, suite: SuiteConfig, *, alignment: str = "none") -> list[Chosen]:
+    """Return the pictures of the best, median and worst sample; [] where the system compares nothing.
+
+    Depth is shown under `alignment`, which the samples are ranked by as well.
+    """
     stored = read_predictions(root / "predictions" / system / suite_name)
     start = stored.about.notes.get("initial depth")
     initial = None if start is None else read_predictions(root / "predictions" / start / suite_name)
-    scored = _headline_rows(root, system, suite_name)
-    starts = {} if start is None else {row.sample: row for row in _headline_rows(root, start, suite_name)}
+    scored = _headline_rows(root, system, suite_name, alignment)
+    starts = {} if start is None else {row.sample: row for row in _headline_rows(root, start, suite_name, alignment)}
     picked = rank([row for row in scored if "abs_rel" in row.row.values])
     return [
         _chosen(root, label, row, suite, stored, initial, _number(starts.get(row.sample), start, suite_name))
@@ -72,17 +83,29 @@ def rank(rows: Sequence[Scored]) -> list[tuple[str, Scored]]:
     return [(name, ordered[place]) for name, place in places.items()]
 
 
-def _headline_rows(root: Path, method: str, suite: str) -> list[Scored]:
+def _headline_rows(root: Path, method: str, suite: str, alignment: str) -> list[Scored]:
     path = root / "scores" / method / f"{suite}.csv"
     if not path.is_file():
         return []
-    return [row for row in read_rows(path) if (row.region, row.alignment) == HEADLINE]
+    return [row for row in read_rows(path) if (row.region, row.alignment) == (REGION, alignment)]
 
 
 def _number(row: Scored | None, method: str | None, suite: str) -> Number | None:
     if row is None or "abs_rel" not in row.row.values:
         return None
-    return Number(row.row.values["abs_rel"], f"scores/{method}/{suite}.csv#{row.sample}/all/none/abs_rel")
+    return Number(
+        row.row.values["abs_rel"], f"scores/{method}/{suite}.csv#{row.sample}/{REGION}/{row.alignment}/abs_rel"
+    )
+
+
+def _camera_numbers(root: Path, row: Scored, stored: Predictions) -> tuple[tuple[str, Number], ...]:
+    """The angles and the focal error of the sample; a single pair has no curve to take an area of."""
+    file = f"scores/{stored.about.method}/{stored.about.suite}_cameras.csv"
+    values = next((found.values for found in read_camera_rows(root / file) if found.sample == row.sample), {})
+    names = {name: column for name, column in CAMERA_COLUMNS.items() if name in values and not name.startswith("auc")}
+    return tuple(
+        (label, Number(values[name], f"{file}#{row.sample}/{name}", spec)) for name, (label, spec) in names.items()
+    )
 
 
 def _chosen(
@@ -102,16 +125,23 @@ def _chosen(
     truth = np.asarray(scene.depth[view])
     mask = None if scene.mask is None else np.asarray(scene.mask[view])
     valid = valid_mask(truth, mask=mask, depth_min=suite.depth_min, depth_max=suite.depth_max)
-    predicted = (
-        {} if initial is None else {f"initial ({initial.about.method})": np.asarray(initial.depth[row.sample, 0])}
-    )
-    predicted[f"{stored.about.method}"] = np.asarray(stored.depth[row.sample, 0])
+    maps = {} if initial is None else {f"initial ({initial.about.method})": np.asarray(initial.maps[row.sample, 0])}
+    maps[stored.about.method] = np.asarray(stored.maps[row.sample, 0])
+    predicted = {
+        name: align(depth[None], truth[None], valid[None], row.alignment, floor=suite.depth_min)[0]
+        for name, depth in maps.items()
+    }
     tiles, depth_limits, error_limits = _tiles(_Maps(predicted, truth, valid))
     ours = _number(row, stored.about.method, stored.about.suite)
     if ours is None:
         raise ValueError("only rows with abs_rel are chosen")
-    shown = (Tile("reference image", picture(np.asarray(scene.images[view]))), *tiles)
-    return Chosen(label, sample.label, ours, start, shown, depth_limits, error_limits)
+    photographs = [Tile("reference image", picture(np.asarray(scene.images[view])), is_photo=True)]
+    if stored.cameras is not None:
+        others = (picture(np.asarray(scene.images[other])) for other in sample.views[1:])
+        photographs += [Tile("source image", image, is_photo=True) for image in others]
+    shown = (*photographs, *tiles)
+    cameras = _camera_numbers(root, row, stored)
+    return Chosen(label, sample.label, ours, start, cameras, shown, depth_limits, error_limits)
 
 
 def _tiles(maps: _Maps) -> tuple[list[Tile], tuple[str, str], tuple[str, str]]:

@@ -42,8 +42,8 @@ def colour_of(method: str, methods: Sequence[str]) -> str:
     return _COLOURS[list(methods).index(method) % len(_COLOURS)]
 
 
-def strips(suite: str, rows: Sequence[Strip], methods: Sequence[str]) -> Chart:
-    """abs_rel of every scene as dots, the mean as a diamond with its 95 % interval; one line a method, logarithmic."""
+def strips(suite: str, rows: Sequence[Strip], methods: Sequence[str], *, metric: str = "abs_rel") -> Chart:
+    """`metric` of every scene as dots, the mean as a diamond with its 95 % interval; logarithmic, a line a method."""
 
     def draw(axes: Any, ink: str) -> None:
         for place, row in enumerate(rows):
@@ -57,11 +57,11 @@ def strips(suite: str, rows: Sequence[Strip], methods: Sequence[str]) -> Chart:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xscale("log")
         _plain_ticks(axes.xaxis, [value for row in rows for value in (*row.scenes, row.mean)])
-        axes.set_xlabel("abs_rel of a scene (lower is better)")
+        axes.set_xlabel(f"{metric} of a scene (lower is better)")
 
     words = ", ".join(f"{row.method} {row.mean:.4f}" for row in rows)
     return _chart(
-        draw, f"abs_rel for each scene of {suite}; means: {words}", title=suite, height=0.95 + 0.38 * len(rows)
+        draw, f"{metric} for each scene of {suite}; means: {words}", title=suite, height=0.95 + 0.38 * len(rows)
     )
 
 

@@ -7,16 +7,28 @@ from typing import Any
 
 from plumbline.config import DatasetConfig, EvaluationConfig, ReportConfig, SuiteConfig
 from plumbline.curve import read_curve as read_training_curve
-from plumbline.evaluation import assemble_metrics, headline, read_curve, read_scene_means, read_summary
+from plumbline.evaluation import OVERFIT, assemble_metrics, headline, read_curve, read_scene_means, read_summary
 from plumbline.files import atomic_path, read_json, write_json
 from plumbline.report import published
 from plumbline.report.chosen import RULE, Chosen, choose
 from plumbline.report.datasets import DatasetVerdict, read_datasets
 from plumbline.report.figures import Chart, Strip, curve, sparsification, strips
+from plumbline.report.gates import Gate, gate_metrics, read_gates, refuse_name
 from plumbline.report.numbers import COUNT, SECONDS, Number, lookup
 from plumbline.report.pictures import gradient
 from plumbline.report.provenance import Provenance, collect
-from plumbline.report.results import COLUMNS, Comparison, SuiteResult, Tally, compare, read_results, tally
+from plumbline.report.results import (
+    CAMERA_COLUMNS,
+    COLUMNS,
+    CameraVerdict,
+    Comparison,
+    SuiteResult,
+    Tally,
+    camera_verdicts,
+    compare,
+    read_results,
+    tally,
+)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -54,6 +66,8 @@ class Page:
     results: tuple[SuiteResult, ...]
     comparisons: tuple[Comparison, ...]
     tallies: tuple[Tally, ...]
+    cameras: tuple[CameraVerdict, ...]
+    gates: tuple[Gate, ...]
     charts: Mapping[str, Chart]
     uncertainty: Mapping[str, Chart]
     chosen: Mapping[str, Mapping[str, Sequence[Chosen]]]
@@ -66,6 +80,11 @@ class Page:
     def is_generated(self) -> bool:
         """Whether any data set consists of generated scenes."""
         return any(dataset.is_generated for dataset in self.datasets)
+
+    @property
+    def depth_methods(self) -> tuple[MethodFacts, ...]:
+        """The methods that have a row of depth metrics in some suite."""
+        return tuple(m for m in self.methods if any(result.line(m.method) for result in self.results))
 
 
 def build_report(
@@ -81,12 +100,15 @@ def build_report(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Write the four report files to `out` (default: root/reports) and return the content of metrics.json.
 
-    Reads, below `root`: scores/, predictions/, data/scenes/, data/checks/, runs/train/, params.yaml, dvc.lock, src/ and stages/.
-    `methods` are the rows of the tables, in this order; `suites` the test suites. Raises DataError when scores are missing;
-    checks and training curves that do not exist are left out, and the page says so.
+    Reads, below `root`: scores/, predictions/, data/scenes/, data/checks/, runs/train/, runs/overfit/, params.yaml, dvc.lock,
+    src/ and stages/. `methods` are the rows of the tables, in this order; `suites` the test suites. Raises DataError when
+    scores are missing; checks, gates and training curves that do not exist are left out, and the page says so.
     """
+    refuse_name(list(suites))
     out = root / "reports" if out is None else out
     metrics = assemble_metrics(root / "scores", methods)
+    gates = gate_metrics(root, methods)
+    metrics |= {OVERFIT: gates} if gates else {}
     page = collect_page(
         root, methods=methods, suites=suites, datasets=datasets, report=report, evaluation=evaluation, seed=seed
     )
@@ -122,16 +144,27 @@ def collect_page(
         results=tuple(results),
         comparisons=tuple(comparisons),
         tallies=tuple(tally(comparisons)),
+        cameras=tuple(camera_verdicts(results, shown)),
+        gates=tuple(read_gates(root, methods)),
         charts={result.name: _strip_chart(root, result, methods) for result in results},
         uncertainty=_uncertainty(root, results, methods),
-        chosen={
-            system: {name: choose(root, system, name, suite) for name, suite in suites.items()} for system in shown
-        },
+        chosen={system: _chosen(root, system, results, suites) for system in shown},
         training=tuple(_training(root, method) for method in methods if _is_trained(root, method)),
         datasets=tuple(read_datasets(root, datasets)),
         provenance=collect(root),
         average=_average(evaluation),
     )
+
+
+def _chosen(
+    root: Path, system: str, results: Sequence[SuiteResult], suites: Mapping[str, SuiteConfig]
+) -> dict[str, Sequence[Chosen]]:
+    """The samples of every suite in which the system has a row."""
+    return {
+        result.name: choose(root, system, result.name, suites[result.name], alignment=result.alignment)
+        for result in results
+        if result.line(system) is not None
+    }
 
 
 def _average(evaluation: EvaluationConfig) -> str:
@@ -154,6 +187,7 @@ def render(page: Page, name: str) -> str:
         keep_trailing_newline=True,
     )
     constants: dict[str, Any] = {"columns": COLUMNS, "rule": RULE, "published": published, "gradient": gradient}
+    constants["camera_columns"] = CAMERA_COLUMNS
     return environment.get_template(f"{name}.jinja").render(page=page, **constants)
 
 
@@ -176,13 +210,14 @@ def _facts(root: Path, method: str) -> MethodFacts:
 def _strip_chart(root: Path, result: SuiteResult, methods: Sequence[str]) -> Chart:
     rows = []
     for line in result.lines:
-        by_scene = read_scene_means(root / "scores" / line.method / f"{result.name}_scenes.csv")
+        file = root / "scores" / line.method / f"{result.name}_scenes.csv"
+        by_scene = read_scene_means(file, alignment=result.alignment)
         values = [scene["abs_rel"] for scene in by_scene.values() if "abs_rel" in scene]
         mean = line.cells[0].number
         if mean is not None:
             ends = [None if end is None else end.value for end in (line.low, line.high)]
             rows.append(Strip(line.method, values, mean.value, ends[0], ends[1]))
-    return strips(result.name, rows, methods)
+    return strips(result.name, rows, methods, metric=result.metric)
 
 
 def _uncertainty(root: Path, results: Sequence[SuiteResult], methods: Sequence[str]) -> dict[str, Chart]:

@@ -1,46 +1,70 @@
-"""The result table on a terminal, with the path of the report."""
+"""The result tables on a terminal, with the path of the report."""
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from plumbline.metrics import HIGHER_IS_BETTER
+from plumbline.camera_metrics import CAMERA_METRICS
+from plumbline.evaluation import OVERFIT, headline_metric, oracles_in
+from plumbline.metrics import MEDIAN, is_share
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _SHOWN = ("abs_rel", "abs_diff", "rmse", "log10", "delta105", "delta1", "coverage")
+_ALIGNED = (*(f"{name}{MEDIAN}" for name in ("abs_rel", "rmse", "delta1")), "coverage")
+_CAMERAS = ("rotation_error_deg", "translation_error_deg", "auc30")
+_SHORT = {"rotation_error_deg": "rotation °", "translation_error_deg": "translation °"}
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def print_results(metrics: Metrics, *, report: Path, oracles: Collection[str] = ("perturbed",)) -> None:
     """Print a table for each suite of `metrics` ({suite: {method: {metric: value}}}), then the path of the `report`.
 
-    The lowest abs_rel is bold; `oracles` are marked and never bold.
+    The lowest abs_rel (under median alignment in a suite in which a method does not know the scale) is bold; `oracles` are
+    marked and never bold. What the overfit gates say comes last.
     """
     from rich.console import Console
-    from rich.table import Table
 
     # A log has no width of its own: wide enough for every column.
     console = Console(width=None if sys.stdout.isatty() else 120)
     for suite, methods in metrics.items():
-        table = Table(title=suite, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        table.add_column("method", no_wrap=True)
-        for name in _SHOWN:
-            table.add_column(name, justify="right")
-        known = {
-            method: values["abs_rel"]
-            for method, values in methods.items()
-            if "abs_rel" in values and method not in oracles
-        }
-        best = min(known, key=lambda method: known[method], default=None)
-        for method, values in methods.items():
-            cells = [_text(name, values.get(name)) for name in _SHOWN]
-            name = f"{method} (oracle)" if method in oracles else method
-            table.add_row(name, *cells, style="bold" if method == best else None)
-        console.print(table)
-        console.print()
+        if suite != OVERFIT:
+            console.print(_suite_table(suite, methods, oracles))
+            console.print()
+    for system, values in metrics.get(OVERFIT, {}).items():
+        console.print(f"one sample: {system} {'passed' if values.get('passed') else 'FAILED'}", highlight=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
+
+
+def _suite_table(suite: str, methods: Mapping[str, Mapping[str, float]], oracles: Collection[str]) -> "Table":
+    from rich.table import Table
+
+    headline, columns = headline_metric(methods), _columns(methods)
+    hidden = oracles_in(methods, oracles)
+    table = Table(title=suite, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in columns:
+        table.add_column(_SHORT.get(name, name), justify="right")
+    known = {
+        method: values[headline] for method, values in methods.items() if headline in values and method not in hidden
+    }
+    best = min(known, key=lambda method: known[method], default=None)
+    for method, values in methods.items():
+        cells = [_text(name, values.get(name)) for name in columns]
+        name = f"{method} (oracle)" if method in hidden else method
+        table.add_row(name, *cells, style="bold" if method == best else None)
+    return table
+
+
+def _columns(methods: Mapping[str, Mapping[str, float]]) -> Sequence[str]:
+    depth = _ALIGNED if headline_metric(methods).endswith(MEDIAN) else _SHOWN
+    cameras = any(name in values for values in methods.values() for name in CAMERA_METRICS)
+    return (*depth, *(_CAMERAS if cameras else ()))
 
 
 def _text(name: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.1%}" if name in HIGHER_IS_BETTER else f"{value:.4f}"
+    return f"{value:.1%}" if is_share(name) else f"{value:.4f}"

@@ -9,8 +9,14 @@ from typing import Any
 from plumbline.config import parse
 from plumbline.errors import ConfigError
 
-# Two trivial methods share a module.
-_BASELINES = {"constant": "Constant", "median_plane": "MedianPlane"}
+# Trivial methods share a module; some of them predict cameras and no depth.
+_BASELINES = {
+    "constant": "Constant",
+    "median_plane": "MedianPlane",
+    "identity": "Identity",
+    "mean_pose": "MeanPose",
+}
+CAMERAS_ONLY = frozenset({"identity", "mean_pose"})
 
 
 def load(name: str) -> ModuleType:

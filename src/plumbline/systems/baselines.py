@@ -1,4 +1,7 @@
-"""The two trivial methods every other one is compared with: one depth for a data set, one depth for an image."""
+"""The trivial methods every other one is compared with: a depth for a data set or an image, a pose for a data set or none.
+
+None of them reads an image.
+"""
 
 from typing import ClassVar
 
@@ -7,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from plumbline.errors import DataError
-from plumbline.systems.records import Batch, Prediction
+from plumbline.systems.records import Batch, Cameras, Prediction
 
 
 class Constant(nn.Module):
@@ -37,6 +40,31 @@ class MedianPlane(nn.Module):
         depth = batch.depth[:, : batch.predict_views]
         measured = depth > 0 if batch.mask is None else (depth > 0) & batch.mask[:, : batch.predict_views]
         return _planes(_median(depth, measured), batch)
+
+
+class Identity(nn.Module):
+    """Every camera is the first: no turn and no step, which is what a system says that has learnt nothing of poses."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset()
+
+    def forward(self, batch: Batch) -> Cameras:
+        """Poses of all views, (b, v, 4, 4); no K."""
+        b, v = batch.image.shape[:2]
+        return Cameras(cam0_T_cam=torch.eye(4, device=batch.image.device).repeat(b, v, 1, 1), K=None)
+
+
+class MeanPose(nn.Module):
+    """The mean pose over the pairs of the data set's training split, for every source view."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"constant_pose"})
+
+    def forward(self, batch: Batch) -> Cameras:
+        """Poses of all views in metres, (b, v, 4, 4), the first the identity; no K. DataError without a mean pose."""
+        if batch.constant_pose is None:
+            raise DataError("mean_pose: needs the mean pose of a training split; this batch has none.")
+        poses = batch.constant_pose[:, None].repeat(1, batch.image.shape[1], 1, 1)
+        poses[:, 0] = torch.eye(4, device=poses.device)
+        return Cameras(cam0_T_cam=poses, K=None)
 
 
 def _median(depth: Float[Tensor, "b p h w"], measured: Tensor) -> Float[Tensor, "b p"]:

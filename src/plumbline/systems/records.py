@@ -20,8 +20,9 @@ class Batch:
     """Samples of one size on one device. Poses are relative to view 0, depth is z in metres (truth: 0 = not measured).
 
     `predict_views` leading views are to be predicted. `initial_depth` holds another method's depth for the first p views.
-    `constant_depth` is the median depth of the data set's training split. `keypoint_probability` is a label, for losses
-    alone (see LABELS): the probability that a pixel is a keypoint, at most 1 in the sum over an 8x8 cell as stored.
+    `constant_depth` is the median depth of the data set's training split, `constant_pose` the mean pose of a source view
+    (`cam0_T_cam`) over the pairs of that split. `keypoint_probability` is a label, for losses alone (see LABELS): the
+    probability that a pixel is a keypoint, at most 1 in the sum over an 8x8 cell as stored.
     """
 
     image: Float[Tensor, "b v 3 h w"]
@@ -34,6 +35,7 @@ class Batch:
     initial_confidence: Float[Tensor, "b p h w"] | None = None
     keypoint_probability: Float[Tensor, "b v h w"] | None = None
     constant_depth: Float[Tensor, " b"] | None = None
+    constant_pose: Float[Tensor, "b 4 4"] | None = None
     predict_views: int = 1
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -65,10 +67,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cameras:
-    """Predicted cameras of all views, as a Batch has the given ones; metres where the prediction's depth is in metres."""
+    """Predicted cameras of all views, as a Batch has the given ones; metres where the prediction's depth is in metres.
+
+    K is None where only poses are predicted. A system that predicts no depth returns this in place of a Prediction.
+    """
 
     cam0_T_cam: Float[Tensor, "b v 4 4"]
-    K: Float[Tensor, "b v 3 3"]
+    K: Float[Tensor, "b v 3 3"] | None
 
 
 @dataclass(frozen=True)
