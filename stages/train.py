@@ -30,7 +30,8 @@ def main(system: str) -> None:
         logged = {"lr": params["lr"], "seed": params["seed"], "train": params["train"][system], "system": own}
         files = {"curve": out / "curve.csv", "artifacts": [out / "summary.json"]}
         tags = {"dataset": ", ".join(sorted({suites[name].dataset for name in config.train_suites}))}
-        record("train", system, params, params=logged, metrics={"val/abs_rel": summary["best"]}, tags=tags, **files)
+        found = {f"val/{summary['select']}": summary["best"]}
+        record("train", system, params, params=logged, metrics=found, tags=tags, **files)
 
 
 if __name__ == "__main__":
