@@ -18,11 +18,11 @@ from plumbline.rendering.compositing import composite as composite_with
 from plumbline.rendering.projection import Splats
 from plumbline.rendering.rules import ALPHA_MIN, Rules
 
-TILE = 8
+TILE = 4
 # Splats taken at once by a tile.
 RUN = 32
 # Pixels x splats of a block: on a CPU what its second-level cache holds, on a GPU enough to fill it.
-CPU_BUDGET, GPU_BUDGET = 1 << 17, 1 << 24
+CPU_BUDGET, GPU_BUDGET = 1 << 19, 1 << 24
 # Logarithm of the opacity of what pads a run.
 _NOTHING = -1e4
 
@@ -76,7 +76,8 @@ def _backward(
             gained = seen.weights * worth
             hidden = rest[active] - gained.cumsum(-1)
             slope = work.slope(seen, worth, gained, hidden)
-            _accumulate(found, run.splats, work.gradients(run, slope.mT @ work.monomials, seen.weights.mT @ own))
+            moments = torch.bmm(work.monomials.mT.expand(len(slope), -1, -1), slope)
+            _accumulate(found, run.splats, work.gradients(run, moments, own.mT @ seen.weights))
             through[active], rest[active] = seen.left, hidden[..., -1:]
     return found[:-1]
 
@@ -160,7 +161,7 @@ class _Work:
 
     def see(self, run: _Run, through: Float[Tensor, "t p 1"]) -> _Seen:
         """A run at its tiles' pixels, of whose background `through` is still seen."""
-        raw = (self.monomials @ run.coefficients.mT).exp_()
+        raw = torch.bmm(self.monomials.expand(len(through), -1, -1), run.coefficients.mT).exp_()
         torch.threshold_(raw, _below(ALPHA_MIN, raw.dtype), 0.0)
         alpha = raw.clamp(max=self.rules.alpha_max)
         product = 1 - alpha
@@ -186,10 +187,10 @@ class _Work:
         return slope if seen.kept is None else slope * seen.kept
 
     def gradients(
-        self, run: _Run, moments: Float[Tensor, "t k 6"], features: Float[Tensor, "t k 5"]
+        self, run: _Run, moments: Float[Tensor, "t 6 k"], features: Float[Tensor, "t 5 k"]
     ) -> Float[Tensor, "t k 11"]:
         """By the packed columns, from the slopes' moments in the pixels' monomials."""
-        m_xx, m_xy, m_yy, m_x, m_y, m = moments.unbind(-1)
+        m_xx, m_xy, m_yy, m_x, m_y, m = moments.unbind(1)
         xx, xy, yy = run.coefficients[..., :3].unbind(-1)
         x, y = run.offsets.unbind(-1)
         # About the splat's centre.
@@ -197,7 +198,7 @@ class _Work:
         c_xx, c_yy = m_xx - x * (m_x + c_x), m_yy - y * (m_y + c_y)
         c_xy = m_xy - x * m_y - y * c_x
         by_x, by_y = -2 * xx * c_x - xy * c_y, -xy * c_x - 2 * yy * c_y
-        return torch.cat([torch.stack([by_x, by_y, c_xx / -2, -c_xy, c_yy / -2, m], dim=-1), features], dim=-1)
+        return torch.stack([by_x, by_y, c_xx / -2, -c_xy, c_yy / -2, m, *features.unbind(1)], dim=-1)
 
 
 def _accumulate(found: Float[Tensor, "m 11"], splats: Int[Tensor, "t k"], gradients: Float[Tensor, "t k 11"]) -> None:
