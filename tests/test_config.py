@@ -43,7 +43,7 @@ def test_a_section_is_typed_and_frozen() -> None:
         ({"sizes": [1, 2]}, r"datasets\.dtu\.sizes: unknown key\. Did you mean 'size'\?"),
         (
             {"format": "dtv"},
-            r"datasets\.dtu\.format: Input should be 'dtu', 'sun3d', 'rgbd' or 'aerialmd' \(found 'dtv'\)",
+            r"datasets\.dtu\.format: Input should be 'dtu', 'sun3d', 'rgbd', 'aerialmd' or 're10k' \(found 'dtv'\)",
         ),
         ({"size": [4, 160]}, r"datasets\.dtu\.size\.0: Input should be greater than or equal to 8"),
         ({"depth_range": [0.9, 0.4]}, "expected 0 < nearest < farthest"),

@@ -40,12 +40,13 @@ class Section(BaseModel):
 class DatasetConfig(Section):
     """A data set: where it comes from, how it is read, and what its canonical scenes look like."""
 
-    format: Literal["dtu", "sun3d", "rgbd", "aerialmd"] = Field(description="reader module")
+    format: Literal["dtu", "sun3d", "rgbd", "aerialmd", "re10k"] = Field(description="reader module")
     source: Source = Field(description="where the raw files come from")
     size: Size = Field(description="height and width of canonical images and depth, pixels")
     depth_range: tuple[float, float] = Field(description="nearest and farthest depth a method may look for, metres")
-    split: Literal["mvsnet", "scannet", "seeded"] | dict[Literal["train", "val", "test"], list[str]] = Field(
-        description="mvsnet, scannet: the published lists of DTU, ScanNet v2; seeded: 90 % / 10 % of scenes; or lists of names"
+    split: Literal["mvsnet", "scannet", "folders", "seeded"] | dict[Literal["train", "val", "test"], list[str]] = Field(
+        description="mvsnet, scannet: the published lists of DTU, ScanNet v2; folders: scenes named train/, val/, test/; seeded: "
+        "90 % / 10 % of scenes; or lists of names"
     )
     options: dict[str, Any] = Field(default={}, description="options of the reader")
     resize: Literal["footprint", "bilinear"] = Field(
@@ -66,6 +67,9 @@ class ByPairs(Section):
 
     kind: Literal["pairs"]
     count: int = Field(ge=1)
+    each: bool = Field(
+        default=False, description="a sample of two for each of the sources, in place of one with all of them"
+    )
 
 
 class ByGap(Section):
@@ -93,16 +97,33 @@ class ByBaseline(Section):
     max_angle: float = Field(default=30.0, gt=0, le=180, description="degrees between the optical axes")
 
 
+class ByIndex(Section):
+    """The samples of a published list, with views to be rendered: `path` as in the data set's `options.samples`."""
+
+    kind: Literal["index"]
+    path: str
+
+
 class SuiteConfig(Section):
     """A list of samples: which scenes, which sources each reference view gets, and where its truth counts."""
 
     dataset: str
     split: Literal["train", "val", "test", "all"] = "test"
-    sources: Annotated[ByPairs | ByGap | BySequence | ByBaseline, Field(discriminator="kind")]
+    sources: Annotated[ByPairs | ByGap | BySequence | ByBaseline | ByIndex, Field(discriminator="kind")]
     max_samples: int | None = Field(default=None, ge=1, description="evenly spread over all candidates")
     predict_views: int = Field(default=1, ge=1, description="leading views of a sample that methods predict")
     depth_min: float = Field(default=0.0, ge=0, description="truth below counts as not measured, metres")
     depth_max: float = Field(default=float("inf"), gt=0, description="truth above counts as not measured, metres")
+    methods: tuple[str, ...] | None = Field(default=None, min_length=1, description="which methods answer; null: all")
+
+    @property
+    def is_test(self) -> bool:
+        """Whether results are made of it, and not only something learnt from it."""
+        return self.split in ("test", "all")
+
+    def asks(self, method: str) -> bool:
+        """Whether `method` is to answer."""
+        return self.methods is None or method in self.methods
 
 
 class PredictionConfig(Section):

@@ -4,6 +4,7 @@ Frames and units everywhere: OpenCV axes (x right, y down, z forward), metres, K
 top-left pixel at (0, 0), sizes as (height, width), `a_T_b` maps points in frame b to frame a. Depth is z; 0 = not measured.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import cv2
@@ -33,6 +34,8 @@ class View:
 
 
 Pairs = tuple[tuple[tuple[int, float], ...], ...]
+# (views that are given, views to be rendered) of each sample of a published list, by index.
+Listed = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Scene:
     `pairs` holds, for each view, the other views' indices with their scores, best first. `depth_range` is (nearest,
     farthest) in metres and comes from params, never from the truth. `frames` has the number of each view's frame in its
     capture, ascending, and `frame_count` that of all frames there, lost ones included; None where views simply follow
-    one another.
+    one another. `samples` holds the data set's own lists of samples, by name.
     """
 
     dataset: str
@@ -81,14 +84,29 @@ class Scene:
     source: dict[str, object] = field(default_factory=dict)
     frames: tuple[int, ...] | None = None
     frame_count: int | None = None
+    samples: Mapping[str, Listed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Views of one scene that are given together, by index; `views[0]` is the reference."""
+    """Views of one scene that are given together, by index; `views[0]` is the reference.
+
+    With `context` only that many leading views are given: the others are targets, to be rendered and seen as truth alone.
+    """
 
     scene: str
     views: tuple[int, ...]
+    context: int | None = None
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The views that methods may look at, the reference first."""
+        return self.views[: self.context]
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The views to be rendered; none where all are given."""
+        return () if self.context is None else self.views[self.context :]
 
 
 @dataclass(frozen=True)

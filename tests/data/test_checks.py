@@ -438,7 +438,7 @@ def test_a_broken_file_is_reported_with_the_readers_words(tmp_path, captured):
 
 
 def test_wrong_arguments_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="There is: dtu, sun3d, rgbd, aerialmd"):
+    with pytest.raises(ConfigError, match="There is: dtu, sun3d, rgbd, aerialmd, re10k"):
         check_folder("nerf", tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         check_folder("sun3d", tmp_path / "absent")

@@ -40,6 +40,24 @@ def test_sources_by_score() -> None:
     assert [s.views for s in got] == [(0, 2, 1), (2, 0, 1)]
 
 
+def test_each_listed_pair_can_be_a_sample_of_its_own() -> None:
+    listed = (((2, 9.0), (1, 5.0)), ((0, 5.0),), ((0, 9.0), (1, 3.0)))
+    scenes = {"s": scene(3, pairs=listed)}
+    got = samples.build(suite(kind="pairs", count=2, each=True), scenes)
+    assert [s.views for s in got] == [(0, 2), (0, 1), (1, 0), (2, 0), (2, 1)]
+    assert samples.sample_scores(scenes, got) == [9, 5, 5, 9, 3]
+    assert [s.views for s in samples.build(suite(kind="pairs", count=1, each=True), scenes)] == [(0, 2), (1, 0), (2, 0)]
+
+
+def test_a_samples_score_is_the_mean_of_its_pairs() -> None:
+    listed = (((2, 9.0), (1, 5.0)), ((0, 5.0),), ((0, 9.0), (1, 3.0)))
+    assert samples.sample_scores({"s": scene(3, pairs=listed)}, [Sample("s", (0, 1, 2)), Sample("s", (1, 0))]) == [7, 5]
+    with pytest.raises(DataError, match=r"s: sample \(1, 2\) is not made of pairs that the data set lists"):
+        samples.sample_scores({"s": scene(3, pairs=listed)}, [Sample("s", (1, 2))])
+    with pytest.raises(DataError, match=r"x/s: no pair list, so its samples have no scores"):
+        samples.sample_scores({"s": scene(3)}, [Sample("s", (0, 1))])
+
+
 def test_sources_by_gap_stay_inside() -> None:
     got = samples.build(suite(kind="gap", gap=5), {"s": scene(12)})
     assert [s.views for s in got] == [(5, 0, 10), (6, 1, 11)]

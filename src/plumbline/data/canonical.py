@@ -1,8 +1,8 @@
 """Canonical scenes: validation, the one resampling function, and the format on disk (`data/scenes/<dataset>/<scene>/`).
 
-A folder holds `scene.json` (format version, view names, pair scores, depth range), `images.npy` u8 (v, h, w, 3) or, stored
-encoded, `images.bin` with `image_offsets.npy`; `depth.npy` f32 (v, h, w) in metres, `K.npy` f64 (v, 3, 3),
-`world_T_cam.npy` f64 (v, 4, 4) and `mask.npy` where there is one. Depth and poses may be absent.
+A folder holds `scene.json` (format version, view names, pair scores, lists of samples, depth range), `images.npy` u8
+(v, h, w, 3) or, stored encoded, `images.bin` with `image_offsets.npy`; `depth.npy` f32 (v, h, w) in metres, `K.npy` f64
+(v, 3, 3), `world_T_cam.npy` f64 (v, 4, 4) and `mask.npy` where there is one. Depth and poses may be absent.
 """
 
 import os
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 
 from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, read_npy, write_json
-from plumbline.records import EncodedImages, Pairs, Scene, View
+from plumbline.records import EncodedImages, Listed, Pairs, Scene, View
 
 FORMAT_VERSION = 1
 ImageStorage = Literal["raw", "jpeg", "png"]
@@ -198,11 +198,13 @@ def write_scene(
     pairs: Mapping[str, Sequence[tuple[str, float]]] | None = None,
     storage: ImageStorage = "raw",
     source: Mapping[str, Any] | None = None,
+    samples: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]] | None = None,
 ) -> int:
     """Write a canonical scene, view by view, and return the number of views.
 
     Every view is validated; all have one size, image and depth alike, and all have a pose or none has. Views without
-    depth in a scene that has some get an unmeasured map. Nothing is left under `folder` when anything fails.
+    depth in a scene that has some get an unmeasured map. `samples` has lists of (context, target) view names. Nothing is
+    left under `folder` when anything fails.
     """
     with atomic_folder(folder) as temporary:
         with _SceneWriter(temporary, where=f"{dataset}/{name}", storage=storage) as writer:
@@ -220,6 +222,8 @@ def write_scene(
             "pairs": _indexed_pairs(pairs, writer.names),
             "source": dict(source or {}),
         } | writer.numbering()
+        if samples:
+            description["samples"] = _indexed_samples(samples, writer.names)
         write_json(temporary / "scene.json", description)
     return len(writer.names)
 
@@ -347,6 +351,13 @@ def _indexed_pairs(pairs: Mapping[str, Sequence[tuple[str, float]]] | None, name
     return [[[index[other], score] for other, score in pairs.get(name, ()) if other in index] for name in names]
 
 
+def _indexed_samples(
+    samples: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]], names: list[str]
+) -> dict[str, list[list[list[int]]]]:
+    index = {name: i for i, name in enumerate(names)}
+    return {key: [[[index[name] for name in role] for role in row] for row in rows] for key, rows in samples.items()}
+
+
 def list_scenes(folder: Path) -> list[str]:
     """Names of the canonical scenes below `folder`, sorted; DataError when there is none."""
     names = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob("scene.json"))
@@ -376,11 +387,16 @@ def read_scene(folder: Path) -> Scene:
         source=description["source"],
         frames=tuple(description["frames"]) if "frames" in description else None,
         frame_count=description.get("frame_count"),
+        samples={key: _sample_tuples(rows) for key, rows in description.get("samples", {}).items()},
     )
 
 
 def _pair_tuples(pairs: list[list[list[int | float]]]) -> Pairs:
     return tuple(tuple((int(other), float(score)) for other, score in row) for row in pairs)
+
+
+def _sample_tuples(rows: list[list[list[int]]]) -> Listed:
+    return tuple((tuple(context), tuple(target)) for context, target in rows)
 
 
 def _optional(path: Path, *, memory_map: bool = True) -> np.ndarray | None:

@@ -112,6 +112,7 @@ def write_one(job: Job) -> int:
     """Write one canonical scene and return the number of its views."""
     logging.basicConfig(format="%(message)s")
     module, options = reader(job.config, job.dataset)
+    listed = module.samples(job.raw, job.scene, options) if hasattr(module, "samples") else None
     return write_scene(
         job.folder,
         dataset=job.dataset,
@@ -121,6 +122,7 @@ def write_one(job: Job) -> int:
         pairs=module.pairs(job.raw, job.scene, options),
         storage=job.config.storage,
         source={"format": job.config.format, "options": options.model_dump(mode="json")},
+        samples=listed,
     )
 
 

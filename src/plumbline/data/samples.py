@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float16
 
-from plumbline.config import ByBaseline, ByGap, ByPairs, BySequence, DatasetConfig, SuiteConfig
+from plumbline.config import ByBaseline, ByGap, ByIndex, ByPairs, BySequence, DatasetConfig, SuiteConfig
 from plumbline.data.canonical import list_scenes, read_scene
 from plumbline.data.geometry import rotation_angle
 from plumbline.errors import ConfigError, DataError
@@ -23,7 +23,8 @@ def split_scenes(config: DatasetConfig, names: Sequence[str], *, seed: int = 0) 
     """Scene names of the train, val and test split; every split keeps the order of `names`.
 
     `mvsnet` takes the published DTU lists (by scan, whatever the light), `scannet` those of ScanNet v2 (by space: all scans
-    of a room are in one list), `seeded` draws a tenth of the scenes for val and leaves test empty. A listed name that does
+    of a room are in one list), `folders` goes by what a name begins with (train/, val/, test/; without val/ a tenth of train/
+    is val), `seeded` draws a tenth of the scenes for val and leaves test empty. A listed name that does
     not exist is an error, a scene that no list names is left out.
     """
     if config.split == "seeded":
@@ -31,6 +32,8 @@ def split_scenes(config: DatasetConfig, names: Sequence[str], *, seed: int = 0) 
         held_out = set(shuffled[: max(1, round(_VAL_SHARE * len(names)))])
         chosen = [name for i, name in enumerate(names) if i in held_out]
         return {"train": [name for name in names if name not in chosen], "val": chosen, "test": []}
+    if config.split == "folders":
+        return _by_folders(names, seed)
     if config.split == "mvsnet":
         return _published("dtu_mvsnet.yaml", names, _scan_number)
     if config.split == "scannet":
@@ -42,6 +45,19 @@ def split_scenes(config: DatasetConfig, names: Sequence[str], *, seed: int = 0) 
             f"params.yaml: split names scenes that do not exist: {', '.join(absent)}. There is: {', '.join(names)}."
         )
     return {part: [name for name in names if name in wanted] for part, wanted in listed.items()}
+
+
+def _by_folders(names: Sequence[str], seed: int) -> dict[str, list[str]]:
+    parts = {part: [name for name in names if name.startswith(f"{part}/")] for part in ("train", "val", "test")}
+    odd = [name for name in names if not any(name in own for own in parts.values())]
+    if odd:
+        raise DataError(f"{odd[0]}: the folders split expects scenes named train/<name>, val/<name> or test/<name>.")
+    if parts["val"] or not parts["train"]:
+        return parts
+    shuffled = np.random.default_rng(seed).permutation(len(parts["train"]))
+    held_out = {parts["train"][i] for i in shuffled[: max(1, round(_VAL_SHARE * len(shuffled)))]}
+    train = [name for name in parts["train"] if name not in held_out]
+    return {"train": train, "val": sorted(held_out), "test": parts["test"]}
 
 
 def _published(file: str, names: Sequence[str], number: Callable[[str], int]) -> dict[str, list[str]]:
@@ -111,6 +127,8 @@ def build(suite: SuiteConfig, scenes: Mapping[str, Scene]) -> list[Sample]:
 
 def _scene_samples(suite: SuiteConfig, name: str, scene: Scene) -> list[Sample]:
     rule = suite.sources
+    if isinstance(rule, ByIndex):
+        return _by_index(rule, suite, name, scene)
     if isinstance(rule, ByPairs):
         rows = _by_pairs(rule, name, scene)
     elif isinstance(rule, ByGap):
@@ -122,11 +140,55 @@ def _scene_samples(suite: SuiteConfig, name: str, scene: Scene) -> list[Sample]:
     return [Sample(name, row) for row in rows]
 
 
+def _by_index(rule: ByIndex, suite: SuiteConfig, name: str, scene: Scene) -> list[Sample]:
+    """The scene's samples of a published list: the views that are given first, then those to be rendered."""
+    if rule.path not in scene.samples:
+        raise DataError(
+            f"{scene.dataset}/{name}: no list of samples {rule.path!r}; there is {', '.join(scene.samples) or 'none'}. Name the "
+            f"file in datasets.{scene.dataset}.options.samples and parse the data set again."
+        )
+    listed = scene.samples[rule.path]
+    if any(len(context) < suite.predict_views for context, _ in listed):
+        raise ConfigError(
+            f"suite on {suite.dataset}: predict_views {suite.predict_views}, but {rule.path} gives {name} fewer views."
+        )
+    return [Sample(name, (*context, *target), context=len(context)) for context, target in listed]
+
+
 def _by_pairs(rule: ByPairs, name: str, scene: Scene) -> list[tuple[int, ...]]:
     if scene.pairs is None:
         raise DataError(f"{scene.dataset}/{name}: no pair list; choose sources by gap or baseline in params.yaml.")
+    if rule.each:
+        return [(i, other) for i, row in enumerate(scene.pairs) for other, _ in row[: rule.count]]
     rows = [(i, *(other for other, _ in row[: rule.count])) for i, row in enumerate(scene.pairs)]
     return [row for row in rows if len(row) == rule.count + 1]
+
+
+def sample_scores(scenes: Mapping[str, Scene], samples: Sequence[Sample]) -> list[float]:
+    """The score of each sample: the mean of its pairs', the reference with each source, as the data set's pair list has them.
+
+    DataError when a scene has no such list, or the list no such pair.
+    """
+    scores = {}
+    for name in {sample.scene for sample in samples}:
+        scene = scenes[name]
+        if scene.pairs is None:
+            raise DataError(
+                f"{scene.dataset}/{name}: no pair list, so its samples have no scores. Set sampling: uniform."
+            )
+        scores[name] = [dict(row) for row in scene.pairs]
+    return [_mean_score(sample, scores[sample.scene]) for sample in samples]
+
+
+def _mean_score(sample: Sample, scores: Sequence[Mapping[int, float]]) -> float:
+    reference, *sources = sample.views
+    listed = scores[reference]
+    if not sources or not all(source in listed for source in sources):
+        raise DataError(
+            f"{sample.scene}: sample {sample.views} is not made of pairs that the data set lists, so it has no score. "
+            "Choose its sources by pairs, or set sampling: uniform."
+        )
+    return sum(listed[source] for source in sources) / len(sources)
 
 
 def _by_gap(rule: ByGap, views: int) -> list[tuple[int, ...]]:
@@ -188,19 +250,19 @@ def _spread(candidates: np.ndarray, baseline: np.ndarray, offsets: np.ndarray, m
 
 
 def gather(scenes: Mapping[str, Scene], samples: Sequence[Sample]) -> SampleArrays:
-    """The arrays of `samples`, stacked; images stay u8. All samples must have one size and one number of views.
+    """The arrays of the given views of `samples`, stacked; images stay u8. All must have one size and one number of views.
 
     Reads each view straight from the memory-mapped stacks into its place: no decoding, no copy on the way.
     """
     first = scenes[samples[0].scene]
-    b, v = len(samples), len(samples[0].views)
+    b, v = len(samples), len(samples[0].given)
     height, width = first.images.shape[1:3]
     image = np.empty((b, v, height, width, 3), np.uint8)
     depth = None if first.depth is None else np.empty((b, v, height, width), np.float32)
     mask = None if all(scenes[s.scene].mask is None for s in samples) else np.ones((b, v, height, width), np.bool_)
     K, world_T_cam = np.empty((b, v, 3, 3)), np.empty((b, v, 4, 4))
     for i, sample in enumerate(samples):
-        scene, views = scenes[sample.scene], sample.views
+        scene, views = scenes[sample.scene], sample.given
         for j, view in enumerate(views):
             image[i, j] = scene.images[view]
             if depth is not None and scene.depth is not None:

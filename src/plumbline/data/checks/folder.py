@@ -13,8 +13,9 @@ from plumbline.data.checks.scene import check_scene
 from plumbline.data.checks.verdict import percent
 from plumbline.errors import DataError
 
-# DTU's depth maps come in this size; others are 4:3 images of at least 320x240; AerialMegaDepth's are cut to squares.
-_SIZES = {"dtu": (128, 160), "sun3d": (192, 256), "rgbd": (192, 256), "aerialmd": (224, 224)}
+# DTU's depth maps come in this size; others are 4:3 images of at least 320x240; AerialMegaDepth's are cut to squares; RE10K's
+# are of films.
+_SIZES = {"dtu": (128, 160), "sun3d": (192, 256), "rgbd": (192, 256), "aerialmd": (224, 224), "re10k": (180, 320)}
 # Wide enough for a shelf and for a street; params.yaml states what a data set's depth may be, a bare folder does not.
 _DEPTH_RANGE = (0.05, 200.0)
 _DEPTH_RANGES = {"aerialmd": (0.5, 2000.0)}
@@ -29,7 +30,7 @@ def check_folder(
     config: CheckConfig | None = None,
     depth_range: tuple[float, float] | None = None,
 ) -> DatasetCheck:
-    """Check every scene of a raw folder (`format_name`: dtu, sun3d, rgbd or aerialmd; `options` of that reader).
+    """Check every scene of a raw folder (`format_name`: dtu, sun3d, rgbd, aerialmd or re10k; `options` of that reader).
 
     A scene that cannot be read is wrong, with the reader's message; when one of the usual misreadings reads it, that is
     named too. With `out`, out/<scene>.{json,png,ply} and out/checks.json are written. DataError when there is no scene.

@@ -13,7 +13,7 @@ from plumbline.data.checks.scene import Reread, Rereader
 from plumbline.errors import ConfigError, DataError
 from plumbline.records import View
 
-FORMATS = ("dtu", "sun3d", "rgbd", "aerialmd")
+FORMATS = ("dtu", "sun3d", "rgbd", "aerialmd", "re10k")
 # Of long sequences some hundreds of views, evenly, are as good as all.
 _MAX_VIEWS = 600
 

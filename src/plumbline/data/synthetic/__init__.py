@@ -1,9 +1,10 @@
-"""The embedded data set: ray-cast scenes with exact depth, as raw DTU, SUN3D and AerialMegaDepth folders, traps included.
+"""The embedded data set: ray-cast scenes with exact depth, as raw DTU, SUN3D, AerialMegaDepth and RE10K folders, traps included.
 
 The folders go through the same download, parse and check as the real ones: nothing downstream knows that they are made.
 Everything follows from the seed; a scene's content depends on the seed, its name and its place in the list alone.
 """
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -15,13 +16,15 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plumbline.data.synthetic import aerial, paths, write
+from plumbline.data.synthetic import aerial, paths, write, write_re10k
 from plumbline.data.synthetic.raycast import depth_map, prepare, render
 from plumbline.data.synthetic.scenes import ARRANGEMENTS, arrangement, room
 from plumbline.data.synthetic.sensor import Sensor, measure, of_scene, photograph
 from plumbline.data.synthetic.world import Camera, look_at
 
 _COLOUR_PERIOD, _DEPTH_PERIOD = 33_516, 33_369
+# A tenth of a second: a walk of 60 frames has the parallax of the published gaps of 25 to 135 frames of a film.
+_CLIP_PERIOD = 100_000
 _DTU_LIGHT = 3
 # Focal lengths at full size: DTU's 1/4-size cameras, and the Kinect's at 640x480.
 _DTU_FOCAL, _DTU_WIDTH = 361.54125, 160
@@ -34,9 +37,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layout: Literal["dtu", "sun3d", "aerialmd"]
+    layout: Literal["dtu", "sun3d", "aerialmd", "re10k"]
     scenes: tuple[str, ...] = Field(
-        min_length=1, description="scan names (scan1, ...), building/sequence names, or numbers of four digits"
+        min_length=1,
+        description="scan names (scan1, ...), building/sequence names, four digits, or train/key and test/key",
     )
     views: int = Field(ge=2, description="cameras of a scan, colour frames of a sequence, or pictures of a town")
     size: tuple[int, int] = Field(description="(height, width) of the images in pixels; multiples of 4")
@@ -45,6 +49,7 @@ class Config(BaseModel):
         (0.425, 0.935), description="DTU: depth outside this is not measured, metres"
     )
     jpeg_quality: int = Field(92, ge=1, le=100)
+    chunk: int = Field(4, ge=1, description="RE10K: scenes a chunk")
     sensor: Sensor = Sensor.model_validate({})
 
     @model_validator(mode="after")
@@ -53,6 +58,8 @@ class Config(BaseModel):
             raise ValueError("scenes: a name stands twice; each scene needs its own name")
         if any(side < 16 or side % 4 for side in self.size):
             raise ValueError(f"size: {self.size}; both sides must be multiples of 4 and at least 16")
+        if self.layout == "re10k" and not all(re.fullmatch(r"(train|test)/\w+", name) for name in self.scenes):
+            raise ValueError(f"scenes: {', '.join(self.scenes)}; expected train/<key> and test/<key>")
         return self
 
 
@@ -67,6 +74,9 @@ def generate(config: Config, out: Path, *, workers: int = 2, progress: Callable[
     _make_all(config, out, workers, progress or _ignore)
     if config.layout == "aerialmd":
         aerial.write_index(out, config.scenes)
+    if config.layout == "re10k":
+        write_re10k.pack(out, config.scenes, chunk=config.chunk)
+        write_re10k.evaluation_index(out, config.scenes, views=config.views)
 
 
 def _make_all(config: Config, out: Path, workers: int, done: Callable[[str], None]) -> None:
@@ -91,6 +101,8 @@ def _make(config: Config, index: int, out: Path) -> str:
         _make_scan(config, index, out, rng)
     elif config.layout == "aerialmd":
         _make_town(config, index, out, rng)
+    elif config.layout == "re10k":
+        _make_clip(config, index, out, rng)
     else:
         _make_sequence(config, index, out, rng)
     return name
@@ -159,6 +171,26 @@ def _make_sequence(config: Config, index: int, out: Path, rng: np.random.Generat
         depth = depth_map(stage, Camera(K, path(time / 1e6), config.size))
         write.sun3d_depth(root, number, time, measure(depth, focal, sensor, rng))
     _write_versions(root, index, places, rng)
+
+
+def _make_clip(config: Config, index: int, out: Path, rng: np.random.Generator) -> None:
+    world, size = room(rng)
+    sensor = of_scene(config.sensor, rng)
+    stage, path = prepare(world), paths.walk(rng, size)
+    K = _clip_K(config.size, rng)
+    times = int(rng.integers(0, 10**8)) + _CLIP_PERIOD * np.arange(config.views, dtype=np.int64)
+    places = [path(float(time - times[0]) / 1e6) for time in times]
+    lights = (render(stage, Camera(K, place, config.size))[0] for place in places)
+    images = [photograph(light, sensor, rng) for light in lights]
+    cameras = np.stack([write_re10k.camera_row(K, place, config.size) for place in places])
+    write_re10k.part(out, config.scenes[index], times, cameras, images, quality=config.jpeg_quality)
+
+
+def _clip_K(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    height, width = size
+    focal = width * float(rng.uniform(0.55, 0.9))
+    # As in DTU's rig: a reader that swaps or centres must fail.
+    return np.array([[focal, 0, width * 0.507 - 0.5], [0, focal * 0.9971, height * 0.492 - 0.5], [0, 0, 1]])
 
 
 def _clock(config: Config, index: int, rng: np.random.Generator) -> tuple[int, list[tuple[int, int]]]:
