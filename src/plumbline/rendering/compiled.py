@@ -29,12 +29,10 @@ def _bins(z: Float[Tensor, " n"], drawn: Bool[Tensor, " n"], box: Int[Tensor, "n
 
 
 def _limits(rules: Rules, like: Tensor) -> np.ndarray:
-    return torch.tensor([ALPHA_MIN, rules.alpha_max, rules.stop], dtype=like.dtype).numpy()
+    return like.new_tensor([ALPHA_MIN, rules.alpha_max, rules.stop, float(rules.gradient_at_cap)]).numpy()
 
 
-def _forward(
-    packed: Float[Tensor, "n 11"], bins: Bins, size: tuple[int, int], rules: Rules
-) -> Float[Tensor, "5 h w"]:
+def _forward(packed: Float[Tensor, "n 11"], bins: Bins, size: tuple[int, int], rules: Rules) -> Float[Tensor, "5 h w"]:
     picture = packed.new_empty(5, *size)
     kernels.forward(
         packed.contiguous().numpy(),
@@ -61,7 +59,6 @@ def _backward(
         bins.starts.numpy(),
         bins.columns,
         _limits(rules, packed),
-        packed.new_tensor(float(rules.gradient_at_cap)).numpy()[()],
         picture.contiguous().numpy(),
         gradient.numpy(),
         found.numpy(),

@@ -49,7 +49,7 @@ def composite(splats: Splats, size: tuple[int, int], rules: Rules, engine: Engin
     """The features of all splats, composited front to back at every pixel; a channel of ones gives alpha."""
     opacities = splats.opacities.clamp(min=ALPHA_MIN).log()[:, None, :, None].expand(*splats.conic.shape[:3], 1)
     packed = torch.cat([splats.centre, splats.conic, opacities, splats.features], dim=-1)
-    return _Composite.apply(packed, splats, size, rules, engine)
+    return _Composite.apply(packed, splats, size, rules, engine)  # type: ignore[no-untyped-call]
 
 
 class _Composite(torch.autograd.Function):

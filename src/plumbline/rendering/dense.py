@@ -35,7 +35,7 @@ def _view(splats: Splats, scene: int, view: int, size: tuple[int, int], rules: R
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=1)
     # Transmittance never grows: whatever lies behind the first splat that is dropped is dropped too.
     weights = torch.where(after >= rules.stop, alpha * before, 0)
-    return (weights @ features).mT.unflatten(1, size)
+    return (weights @ features).mT.reshape(-1, *size)
 
 
 def alphas(

@@ -87,7 +87,7 @@ def _on_screen(
     affine = torch.stack(rows, dim=-2)
     # All views of a Gaussian in one product with its covariance.
     product = affine.movedim(1, 2).flatten(2, 3) @ covariances
-    product = product.unflatten(2, (-1, 2)).movedim(2, 1)
+    product = product.reshape(*affine.movedim(1, 2).shape).movedim(2, 1)
     first, second = product.unbind(-2)
     mixed = ((first * rows[1]).sum(-1) + (second * rows[0]).sum(-1)) / 2
     return (first * rows[0]).sum(-1) + DILATION, mixed, (second * rows[1]).sum(-1) + DILATION

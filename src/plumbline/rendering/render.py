@@ -1,5 +1,6 @@
 """The one interface of all rasterisers."""
 
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,17 +58,16 @@ def render(
     """
     check(gaussians, cameras, size)
     name = chosen_backend(backend, gaussians.means)
-    height, width = size
     if background is None:
         background = gaussians.means.new_zeros(3)
     if name == "gsplat":
-        from plumbline.rendering import gsplat_backend
+        from plumbline.rendering.gsplat_backend import composite
 
-        composited = gsplat_backend.composite(gaussians, cameras, size, rules)
+        composited = composite(gaussians, cameras, size, rules)
     else:
         splats = projection.project(gaussians, cameras, size, rules)
         composited = _composite(name, pair_budget)(splats, size, rules)
-    colour, depth, alpha = composited.split([3, 1, 1], dim=2)
+    colour, depth, alpha = torch.split(composited, [3, 1, 1], dim=2)
     back = background.to(colour).expand(*colour.shape[:2], 3)[..., None, None]
     return Rendering(colour + (1 - alpha) * back, depth[:, :, 0], alpha[:, :, 0])
 
@@ -79,12 +79,12 @@ def _composite(name: str, pair_budget: int | None) -> Composite:
     if name == "dense":
         return dense.composite
     if name == "compiled":
-        from plumbline.rendering import compiled
+        from plumbline.rendering.compiled import composite
 
-        return compiled.composite
-    from plumbline.rendering import tiles
+        return composite
+    from plumbline.rendering.tiles import composite as in_tiles
 
-    return lambda splats, size, rules: tiles.composite(splats, size, rules, pair_budget=pair_budget)
+    return functools.partial(in_tiles, pair_budget=pair_budget)
 
 
 _MISSING: Mapping[str, str] = {

@@ -133,7 +133,7 @@ class _Work:
         counts = self.bins.starts.diff()
         order = counts.argsort(descending=True, stable=True)
         order = order[: int((counts > 0).sum())]
-        yield from order.split(max(1, budget // (RUN * self.bins.tile**2)))
+        yield from torch.split(order, max(1, budget // (RUN * self.bins.tile**2)))
 
     def runs(self, tiles: Int[Tensor, " t"], through: Float[Tensor, "t p 1"]) -> Iterator[tuple[Tensor, _Run]]:
         """Run after run of a group's tiles, with the positions of those that still have splats and pixels to see them."""
@@ -150,7 +150,7 @@ class _Work:
         position = starts[:, None] + torch.arange(length, device=starts.device)
         last = len(self.bins.splats) - 1
         splats = self.bins.splats[position.clamp(max=last)].masked_fill(position >= ends[:, None], len(self.table) - 1)
-        rows = self.table.index_select(0, splats.flatten()).unflatten(0, splats.shape)
+        rows = self.table.index_select(0, splats.flatten()).reshape(*splats.shape, COLUMNS)
         offsets = rows[..., CENTRE] - self.middles[tiles][:, None]
         x, y = offsets.unbind(-1)
         xx, xy, yy = rows[..., CONIC].unbind(-1)
@@ -207,7 +207,7 @@ def _accumulate(found: Float[Tensor, "m 11"], splats: Int[Tensor, "t k"], gradie
     if found.device.type != "cpu":
         # index_add_ on a GPU adds in any order, unless no index occurs twice.
         index, order = index.sort(stable=True)
-        index, lengths = index.unique_consecutive(return_counts=True)
+        index, lengths = torch.unique_consecutive(index, return_counts=True)
         rows = torch.segment_reduce(rows[order], "sum", lengths=lengths, axis=0, unsafe=True)
     found.index_add_(0, index, rows)
 
@@ -223,10 +223,10 @@ def _to_tiles(picture: Float[Tensor, "c h w"], bins: Bins) -> Float[Tensor, "til
     rows, side = (len(bins.starts) - 1) // bins.columns, bins.tile
     beyond = (0, bins.columns * side - picture.shape[2], 0, rows * side - picture.shape[1])
     padded = torch.nn.functional.pad(picture, beyond)
-    split = padded.unflatten(2, (bins.columns, side)).unflatten(1, (rows, side))
+    split = padded.reshape(-1, rows, side, bins.columns, side)
     return split.permute(1, 3, 2, 4, 0).flatten(0, 1).flatten(1, 2).contiguous()
 
 
 def _to_picture(tiles: Float[Tensor, "tiles p c"], size: tuple[int, int], bins: Bins) -> Float[Tensor, "c h w"]:
-    split = tiles.unflatten(1, (bins.tile, bins.tile)).unflatten(0, (-1, bins.columns))
+    split = tiles.reshape(-1, bins.columns, bins.tile, bins.tile, tiles.shape[-1])
     return split.permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
