@@ -184,12 +184,16 @@ def test_the_params_file_reads_the_same_data_and_is_none_of_them(made: Path, tmp
 
 def test_systems_and_samples_of_params_yaml_are_all_moved_to_the_pair(made: Path, tmp_path: Path) -> None:
     base = load_params(ROOT / "params.yaml")
-    base["pair"] = {"deltas": {"dataset": "sun3d", "sources": {"kind": "gap", "gap": 5}, "context": 3}}
+    triplet = {"dataset": "sun3d", "sources": {"kind": "gap", "gap": 5}, "context": 3}
+    base["pair"] = {"deltas": triplet, "vggt": {**triplet, "predict_views": 3}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(base))
     done = extract(request(made, tmp_path / "pair", params=True), project=tmp_path)
     assert done.params is not None
-    moved = runs.merged(base, load_params(done.params))["pair"]["deltas"]
-    assert PairConfig.model_validate(moved).dataset == "aerialmd" and "gap" not in str(moved)
+    moved = runs.merged(base, load_params(done.params))["pair"]
+    assert "gap" not in str(moved)
+    found = {name: PairConfig.model_validate(own) for name, own in moved.items()}
+    assert {own.dataset for own in found.values()} == {"aerialmd"}
+    assert {name: own.predict_views for name, own in found.items()} == {"deltas": 1, "vggt": 2}
 
 
 def test_without_the_project_there_is_no_params_file_and_no_folder(made: Path, tmp_path: Path) -> None:

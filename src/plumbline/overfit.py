@@ -96,7 +96,9 @@ def overfit_pair(
     trained. `other` is a sample of the same shape that shows something else; None: the sample's own images, mirrored.
     `notes` stand in the record beside the configuration.
     """
-    check = check_scene(pair.scene, checks) if config.criteria.data else None
+    # The limit on angles picks telling pairs of a long capture; these views are given together, whichever way they look.
+    limits = checks.model_copy(update={"max_angle": 180.0})
+    check = check_scene(pair.scene, limits) if config.criteria.data else None
     fitted = None
     if check is None or data_is_true(check):
         fitted = fit_sample(system, batch, other or mirrored(batch), config, name=name, seed=seed)

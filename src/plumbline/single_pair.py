@@ -183,7 +183,7 @@ def params_text(pair: IndexedPair, dataset: Mapping[str, Any], base: Mapping[str
     }
     if "pair" in base:
         sample = {"dataset": _DATASET, "split": "train", "sources": {"kind": "pairs", "count": 1}, "context": 2}
-        values["pair"] = {f"{name}!": sample for name in base["pair"]}
+        values["pair"] = {f"{name}!": {**sample, **_predicted(own)} for name, own in base["pair"].items()}
     values["report"] = {"title": f"One pair: {pair.scene}, {pair.tags[0]} and {pair.tags[1]}"}
     lines = [
         f"# Pair {pair.row} of {pair.index.name}, scene {pair.scene}: {pair.tags[0]} and {pair.tags[1]}.",
@@ -200,6 +200,11 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _predicted(own: Mapping[str, Any]) -> dict[str, int]:
+    """How many of the two images a system's gate is to predict, where that is not one."""
+    return {"predict_views": min(own["predict_views"], 2)} if "predict_views" in own else {}
 
 
 def _training() -> dict[str, Any]:
