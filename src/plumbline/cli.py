@@ -124,7 +124,9 @@ def main() -> None:
 
 @app.command()
 def check(
-    format: Annotated[Literal["dtu", "sun3d", "rgbd", "aerialmd"], typer.Argument(help="How the folder is laid out.")],
+    format: Annotated[
+        Literal["dtu", "sun3d", "rgbd", "aerialmd", "re10k"], typer.Argument(help="How the folder is laid out.")
+    ],
     path: Annotated[Path, typer.Argument(help="Folder of raw files; it is only read.", exists=True, file_okay=False)],
     out: Annotated[
         Path | None, typer.Option(help="Where pictures and point clouds go. Default: ./checks/<name>.")
@@ -279,6 +281,33 @@ def extract_pair(
     )
 
 
+@app.command(
+    epilog="Examples:\n\nplumbline doctor deltaz"
+    "\n\nplumbline doctor deltas --suite sun3d_train_gap10 --weights runs/train/deltas"
+    "\n\nplumbline doctor vggt --root .runs/single_pair"
+)
+def doctor(
+    system: Annotated[str, typer.Argument(help="A system that params.yaml trains: deltaz, deltas, vggt.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights to look at: a model.pt, its folder, or the authors' file.", exists=True)
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Take the first batch of this suite. Default: the gate's sample.")
+    ] = None,
+    root: Annotated[
+        Path,
+        typer.Option(help="Project whose params and data count, such as .runs/NAME.", exists=True, file_okay=False),
+    ] = Path(),
+) -> None:
+    """What would a training of this system meet? Batch, losses, gradients, schedule, a step's cost; status 1 when broken.
+
+    A few steps are taken and thrown away: nothing is written. Needs parsed data ([bold]dvc repro extract_pair@SYSTEM[/]).
+    """
+    from plumbline.doctor_show import doctor_command
+
+    raise SystemExit(doctor_command(system, root, weights=weights, suite=suite))
+
+
 @app.command()
 def run(
     params: Annotated[Path, typer.Option(help="A params file; keys it lacks are taken from params.yaml.", exists=True)],
@@ -301,7 +330,7 @@ def results(
     from plumbline.report import ORACLES, print_results, update_readme
 
     if readme:
-        update_readme(Path("README.md"), read_json(Path("reports/headline.json")), oracles=ORACLES)
+        update_readme(Path("README.md"), read_json(Path("reports/metrics.json")), oracles=ORACLES)
     else:
         print_results(read_json(Path("reports/metrics.json")), report=Path("reports/report.html"), oracles=ORACLES)
 
