@@ -5,7 +5,18 @@ import sys
 import numpy as np
 import pytest
 
-from fabricated import SIZE, a_suite, truth_of, write_dataset, write_prediction
+from fabricated import (
+    SIZE,
+    TOWN_METHODS,
+    K_of,
+    a_suite,
+    cameras_of,
+    truth_of,
+    write_dataset,
+    write_prediction,
+    write_towns,
+)
+from plumbline.camera_scores import read_camera_rows
 from plumbline.errors import DataError
 from plumbline.evaluation import (
     Scored,
@@ -20,6 +31,7 @@ from plumbline.evaluation import (
     read_scene_means,
     read_summary,
     scene_means,
+    tracked_metrics,
 )
 from plumbline.metrics import ERRORS, METRICS, Row
 
@@ -43,9 +55,10 @@ def left_half(truth, row):
     return depth
 
 
-def score(place, answer, *, method="twice", common=None, batch_size=None, **caps):
+def score(place, answer, *, method="twice", common=None, batch_size=None, metric=True, cameras=None, **caps):
     suite = a_suite("rooms", **caps)
-    write_prediction(place / "predictions", method, "rooms_gap1", suite, SCENES, answer)
+    predicted = {"metric": metric, "cameras": cameras}
+    write_prediction(place / "predictions", method, "rooms_gap1", suite, SCENES, answer, **predicted)
     return evaluate(
         method,
         predictions=place / "predictions" / method,
@@ -276,3 +289,110 @@ def test_evaluation_starts_without_torch_or_pandas():
     code = "import sys, plumbline.evaluation; print([m for m in ('torch', 'pandas', 'matplotlib', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_prediction_without_scale_is_measured_after_alignment_alone(place):
+    summary = score(place, twice, metric=False)
+    assert summary["alignment"] == "median" and list(summary["regions"]["all"]) == ["median", "scale_shift"]
+    assert {row.alignment for row in read_rows(place / "scores/twice/rooms_gap1.csv")} == {"median", "scale_shift"}
+    values = assemble_metrics(place / "scores", ["twice"])["rooms_gap1"]["twice"]
+    assert set(values) == {*(f"{name}_median" for name in ERRORS), "coverage"}
+    assert values["abs_rel_median"] == pytest.approx(0, abs=1e-6) and values["coverage"] == 1
+    tracked = tracked_metrics(read_summary(place / "scores/twice"))
+    assert tracked == {f"test/rooms_gap1/twice/{name}": value for name, value in values.items()}
+
+
+def test_where_one_method_has_no_scale_all_are_compared_after_alignment(place):
+    def tilted(truth, row):
+        """Where it is far a tenth too far, whatever the unit: the median stays where it is."""
+        return np.where(truth > 0, truth, 1) / 50 * np.where(truth > np.quantile(truth[truth > 0], 0.75), 1.1, 1)
+
+    score(place, twice)
+    score(place, tilted, method="tilted", metric=False)
+    metrics = assemble_metrics(place / "scores", ["twice", "tilted"])
+    assert metrics["rooms_gap1"]["twice"]["abs_rel"] == pytest.approx(1)
+    assert metrics["rooms_gap1"]["twice"]["abs_rel_median"] == pytest.approx(0, abs=1e-6)
+    # A quarter of the pixels is a tenth off.
+    assert metrics["rooms_gap1"]["tilted"]["abs_rel_median"] == pytest.approx(0.025, abs=1e-5)
+    assert "abs_rel" not in metrics["rooms_gap1"]["tilted"]
+    assert headline(metrics)["rooms_gap1"] == {
+        name: metrics["rooms_gap1"][name]["abs_rel_median"] for name in ("twice", "tilted")
+    }
+
+
+def test_a_confidence_is_judged_by_the_aligned_error(place):
+    def knows(truth, row):
+        noise = np.random.default_rng(row).uniform(0, 0.5, truth.shape).astype(np.float32)
+        return np.where(truth > 0, truth * (1 + noise), 1) / 9, 1 - noise
+
+    assert means(score(place, knows, metric=False), alignment="median")["ause"] < 0.6
+    (place / "scores/twice/rooms_gap1_sparsification.csv").unlink()
+
+    def knows_its_error(truth, row):
+        depth = np.where(truth > 0, truth, 1) / 9
+        depth[:, ::8] *= 1.5
+        sure = np.ones_like(depth)
+        sure[:, ::8] = 0
+        return depth, sure
+
+    # An eighth of the pixels is half too far and unsure; the median sits on the others, which are exact.
+    assert means(score(place, knows_its_error, method="sure", metric=False), alignment="median")[
+        "ause"
+    ] == pytest.approx(0, abs=0.05)
+
+
+def test_cameras_are_scored_by_pairs_as_worked_by_hand(place):
+    # Views 10 degrees and 0.5 m apart along x. Answered: 12 degrees apart, in the same places.
+    summary = score(place, twice, cameras=lambda s: (cameras_of(s, degrees=12), K_of(focal=1.1 * 1.2)))["cameras"]
+    # Pairs of a sample (i, i - 1, i + 1): 2, 2 and 4 degrees too much.
+    assert summary["rotation_error_deg"] == pytest.approx({"median": 2, "mean": 8 / 3}, abs=1e-4)
+    assert summary["focal_error"] == pytest.approx({"median": 0.2, "mean": 0.2}, abs=1e-6)
+    # Seen from view i, which is turned by 2 i degrees too much, so is the way to another one.
+    rows = read_camera_rows(place / "scores/twice/rooms_gap1_cameras.csv")
+    assert [row.sample for row in rows] == list(range(9)) and rows[3].scene == "flat/b"
+    assert [row.values["translation_error_deg"] for row in rows[:3]] == pytest.approx([2, 4, 6], abs=1e-4)
+    assert summary["translation_error_deg"]["median"] == pytest.approx(4, abs=1e-4)
+    # The larger angles of the three samples' pairs: (2, 2, 4), (4, 4, 4), (6, 6, 6) less what they are seen from.
+    metrics = assemble_metrics(place / "scores", ["twice"])["rooms_gap1"]["twice"]
+    assert metrics["rotation_error_deg"] == summary["rotation_error_deg"]["median"]
+    assert 0 < metrics["auc5"] < metrics["auc10"] < metrics["auc30"] < 1
+    assert metrics["abs_rel"] == pytest.approx(1)
+
+
+def test_who_predicts_cameras_alone_has_camera_metrics_alone(place):
+    summary = score(place, None, method="identity", cameras=lambda s: cameras_of(s, degrees=0, step=0))
+    assert summary["regions"] == {} and summary["alignment"] is None and summary["dropped"] == []
+    assert sorted(path.name for path in (place / "scores/identity").iterdir()) == [
+        "rooms_gap1_cameras.csv",
+        "summary.json",
+    ]
+    score(place, twice)
+    metrics = assemble_metrics(place / "scores", ["twice", "identity"])
+    values = metrics["rooms_gap1"]["identity"]
+    assert set(values) == {"rotation_error_deg", "translation_error_deg", "auc5", "auc10", "auc30"}
+    # Two of three pairs are one step of 10 degrees apart; a translation without direction is as wrong as can be.
+    assert values["rotation_error_deg"] == pytest.approx(10, abs=1e-4)
+    assert (values["translation_error_deg"], values["auc30"]) == (180, 0)
+    assert headline(metrics) == {"rooms_gap1": {"twice": pytest.approx(1)}}
+
+
+def test_given_poses_are_not_scored(place):
+    assert score(place, twice)["cameras"] == {}
+    assert not (place / "scores/twice/rooms_gap1_cameras.csv").exists()
+
+
+def test_the_reference_method_is_left_aside_in_a_suite_that_does_not_ask_it(place):
+    summary = score(place, twice, common="sweep", methods=["twice"])
+    assert summary["common_with"] is None and list(summary["regions"]) == ["all"]
+
+
+def test_a_suite_of_towns_has_what_its_methods_can_say(tmp_path):
+    write_towns(tmp_path)
+    metrics = assemble_metrics(tmp_path / "scores", list(TOWN_METHODS))["towns"]
+    assert metrics["constant"]["abs_rel_median"] == pytest.approx(metrics["median_plane"]["abs_rel_median"])
+    assert metrics["constant"]["abs_rel"] > metrics["constant"]["abs_rel_median"]
+    assert {name for name, values in metrics.items() if "auc5" in values} == {"identity", "mean_pose", "vggt"}
+    assert metrics["vggt"]["rotation_error_deg"] < metrics["mean_pose"]["rotation_error_deg"]
+    assert {name for name, values in metrics.items() if "focal_error" in values} == {"vggt"}
+    assert headline({"towns": metrics, "overfit": {"vggt": {"abs_rel": 0.01}}}).keys() == {"towns"}
+    assert list(headline({"towns": metrics})["towns"]) == ["constant", "median_plane", "plane_sweep", "vggt"]

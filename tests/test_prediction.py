@@ -7,11 +7,25 @@ import torch
 
 from plumbline.config import SuiteConfig
 from plumbline.errors import ConfigError, DataError
+from plumbline.feed import SampleFeed
 from plumbline.files import write_pfm, write_png16
-from plumbline.prediction import Constant, Suite, constant_depth, predict, predict_files, training_feed
+from plumbline.prediction import (
+    Constant,
+    MeanPose,
+    Suite,
+    asked_suites,
+    check_methods,
+    constant_depth,
+    mean_pose,
+    predict,
+    predict_files,
+    training_feed,
+    training_poses,
+)
 from plumbline.records import Sample, Scene
 from plumbline.stored import read_cost, read_for, read_predictions, suite_fingerprint
-from plumbline.systems.records import Prediction
+from plumbline.systems import build
+from plumbline.systems.records import Cameras, Prediction
 
 SIZE = (12, 16)
 
@@ -101,6 +115,15 @@ def test_a_system_s_own_measures_are_kept_for_each_sample(tmp_path):
     assert stored.diagnostics["error_m"][kept] == pytest.approx(expected[kept], abs=1e-5)
 
 
+def test_a_batch_is_loaded_once_and_measured_as_a_whole(tmp_path, monkeypatch):
+    loaded, load = [], SampleFeed.load
+    monkeypatch.setattr(
+        SampleFeed, "load", lambda feed, indices: (loaded.append(list(indices)), load(feed, indices))[1]
+    )
+    predict(Diagnosed({"image"}, brightness), method="bright", suites=[a_suite()], out=tmp_path / "b", batch_size=3)
+    assert sorted(loaded) == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_the_batch_size_does_not_change_the_answer(tmp_path):
     for size in (1, 6):
         predict_brightness(a_suite(), tmp_path / str(size), batch_size=size)
@@ -181,8 +204,9 @@ def test_initial_depth_of_other_samples_is_refused(tmp_path):
         read_for(tmp_path / "bright" / "rooms_gap1", list(other.samples), "0" * 16)
 
 
-def test_the_fingerprint_ignores_the_caps_of_the_evaluation_only():
+def test_the_fingerprint_ignores_the_caps_of_the_evaluation_and_who_answers():
     config = a_suite().config
+    assert suite_fingerprint(config) == suite_fingerprint(a_suite(methods=["bright"]).config)
     assert suite_fingerprint(config) == suite_fingerprint(a_suite(depth_max=4.0).config)
     assert suite_fingerprint(config) != suite_fingerprint(a_suite(max_samples=3).config)
 
@@ -315,3 +339,170 @@ def test_training_reads_labels_when_they_are_asked_for(tmp_path):
     assert batch.keypoint_probability.shape == (2, 3, *SIZE)
     assert batch.keypoint_probability.flatten(1).mean(1).tolist() == [0.0, 0.25]
     assert training_feed(suite, None).load([0]).keypoint_probability is None
+
+
+def turned(degrees, step=(0.0, 0.0, 0.0)):
+    """A pose turned about the z axis, at `step`."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    pose = np.eye(4)
+    pose[:2, :2], pose[:3, 3] = [[c, -s], [s, c]], step
+    return pose
+
+
+def posed(batch, *, pose=None, K=True, known=None):
+    """A prediction with cameras: source views at `pose`."""
+    cam0_T_cam = torch.eye(4).repeat(*batch.image.shape[:2], 1, 1)
+    cam0_T_cam[:, 1:] = torch.tensor(turned(10, (1, 0, 0)) if pose is None else pose, dtype=torch.float32)
+    cameras = Cameras(cam0_T_cam, batch.K.clone() if K else None)
+    internals = {} if known is None else {"scale_known": torch.full((len(batch.image),), known)}
+    return Prediction(brightness(batch).depth, cameras=cameras, internals=internals)
+
+
+def test_predicted_cameras_are_stored_with_their_depth(tmp_path):
+    suite = a_suite()
+    predict(System({"image", "K"}, posed), method="posed", suites=[suite], out=tmp_path / "posed", batch_size=4)
+    stored = read_predictions(tmp_path / "posed" / suite.name)
+    assert stored.cameras.cam0_T_cam.shape == (6, 3, 4, 4) and stored.cameras.cam0_T_cam.dtype == np.float32
+    assert stored.cameras.cam0_T_cam[5, 2] == pytest.approx(turned(10, (1, 0, 0)), abs=1e-6)
+    assert stored.cameras.K[3, 1] == pytest.approx(np.array([[20.0, 0, 7.5], [0, 20, 5.5], [0, 0, 1]]))
+    assert stored.maps.shape == (6, 1, *SIZE) and stored.about.metric
+    predict_brightness(suite, tmp_path / "bright")
+    assert read_predictions(tmp_path / "bright" / suite.name).cameras is None
+
+
+def test_a_system_of_cameras_alone_has_no_depth(tmp_path):
+    suite = a_suite()
+    system = System({"image"}, lambda batch: posed(batch, K=False).cameras)
+    predict(system, method="posed", suites=[suite], out=tmp_path / "posed", batch_size=4)
+    stored = read_predictions(tmp_path / "posed" / suite.name)
+    assert stored.depth is None and stored.confidence is None and stored.cameras.K is None
+    assert sorted(p.name for p in (tmp_path / "posed" / suite.name).iterdir()) == ["cam0_T_cam.npy", "samples.json"]
+    refiner = System({"initial_depth"}, lambda batch: Prediction(batch.initial_depth))
+    with pytest.raises(DataError, match="posed rooms_gap1: this method predicts cameras and no depth"):
+        predict(refiner, method="next", suites=[suite], out=tmp_path / "next", initial=tmp_path / "posed")
+
+
+def test_a_scale_that_one_sample_does_not_know_is_not_known(tmp_path):
+    suite = a_suite()
+
+    def some(batch):
+        known = torch.tensor([True, False])[: len(batch.image)]
+        return Prediction(brightness(batch).depth, internals={"scale_known": known})
+
+    for name, answer in (("some", some), ("all", lambda batch: posed(batch, known=True))):
+        predict(System({"image", "K"}, answer), method=name, suites=[suite], out=tmp_path / name, batch_size=2)
+    assert not read_predictions(tmp_path / "some" / suite.name).about.metric
+    assert read_predictions(tmp_path / "all" / suite.name).about.metric
+    refiner = System({"initial_depth"}, lambda batch: Prediction(batch.initial_depth))
+    predict(refiner, method="next", suites=[suite], out=tmp_path / "next", initial=tmp_path / "some")
+    assert not read_predictions(tmp_path / "next" / suite.name).about.metric
+
+
+MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pose": MIRROR}, r"room/a/0001\+0000\+0002: cam0_T_cam has a matrix that is no rotation"),
+        ({"pose": 2 * np.eye(4)}, "has a matrix that is no rotation"),
+        ({"pose": turned(0, (np.nan, 0, 0))}, "is not finite"),
+    ],
+)
+def test_a_pose_that_is_none_is_refused(tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        predict(System({"image"}, lambda b: posed(b, **change)), method="bad", suites=[a_suite()], out=tmp_path / "bad")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_camera_that_moves_and_a_K_without_focal_length_are_refused(tmp_path):
+    def moved(batch):
+        cameras = posed(batch).cameras
+        cameras.cam0_T_cam[:, 0, 0, 3] = 0.5
+        return cameras
+
+    with pytest.raises(DataError, match="cam0_T_cam does not start with the identity"):
+        predict(System({"image", "K"}, moved), method="bad", suites=[a_suite()], out=tmp_path / "bad")
+    # K is none of its inputs, so it is blank.
+    with pytest.raises(DataError, match="has a focal length that is not positive"):
+        predict(System({"image"}, posed), method="bad", suites=[a_suite()], out=tmp_path / "bad")
+    with pytest.raises(
+        DataError, match=r"cam0_T_cam has shape \(6, 1, 4, 4\); expected \(6, 3, 4, 4\), a camera for every"
+    ):
+        one = System({"image"}, lambda batch: Cameras(torch.eye(4).repeat(len(batch.image), 1, 1, 1), None))
+        predict(one, method="bad", suites=[a_suite()], out=tmp_path / "bad", batch_size=6)
+
+
+def test_all_batches_have_the_same_parts(tmp_path):
+    answers = iter([True, False])
+    system = System({"image", "K"}, lambda batch: posed(batch, K=next(answers)))
+    with pytest.raises(DataError, match="bad rooms_gap1: gives K for some batches only; expected all or none"):
+        predict(system, method="bad", suites=[a_suite()], out=tmp_path / "bad", batch_size=3)
+
+
+def test_the_mean_pose_has_the_nearest_rotation_and_the_mean_direction():
+    poses = np.stack([turned(10, (1, 0, 0)), turned(50, (0, 3, 0))])
+    # Halfway between 10 and 50 degrees; halfway between x and y, 2 m long.
+    assert mean_pose(poses) == pytest.approx(turned(30, (2**0.5, 2**0.5, 0)), abs=1e-12)
+    assert mean_pose(np.stack([turned(0, (1, 0, 0)), turned(0, (-2, 0, 0))])) == pytest.approx(np.eye(4))
+    flat = np.stack([turned(90), turned(-90)])
+    flat[0, :3, :3], flat[1, :3, :3] = np.diag([1.0, -1, -1]), np.diag([-1.0, 1, -1])
+    assert np.linalg.det(mean_pose(flat)[:3, :3]) == pytest.approx(1)
+
+
+def train_split(tmp_path, **poses):
+    from plumbline.config import DatasetConfig
+    from plumbline.data.canonical import write_scene
+    from plumbline.records import View
+
+    image, K = np.zeros((8, 8, 3), np.uint8), np.array([[8.0, 0, 3.5], [0, 8, 3.5], [0, 0, 1]])
+    for name, world_T_cam in poses.items():
+        views = [View(f"{i}", image, K, world_T_cam=pose) for i, pose in enumerate(world_T_cam)]
+        write_scene(tmp_path / "rooms" / name, dataset="rooms", name=name, views=views, depth_range=(0.5, 8.0))
+    values = {"format": "sun3d", "source": {"kind": "folder", "path": "raw"}, "size": (8, 8), "depth_range": (0.5, 8.0)}
+    return {"rooms": DatasetConfig.model_validate({**values, "split": {"train": list(poses), "val": [], "test": []}})}
+
+
+def test_the_mean_pose_is_that_of_the_training_pairs_by_the_suite_s_own_rule(tmp_path):
+    # Three views a quarter turn apart, so the middle one has sources at -90 and at 90 degrees, both 1 m to its right.
+    capture = [turned(-90, (1, 0, 0)), np.eye(4), turned(90, (1, 0, 0))]
+    datasets = train_split(tmp_path, a=capture)
+    suite, system = a_suite(), build("mean_pose", {})
+    poses = training_poses(system, [suite], datasets, tmp_path)
+    assert poses["rooms_gap1"].source == "mean of 2 pairs of 1 training scenes"
+    assert poses["rooms_gap1"].cam0_T_cam == pytest.approx(turned(0, (1, 0, 0)), abs=1e-6)
+    assert training_poses(build("identity", {}), [suite], datasets, tmp_path) is None
+    predict(system, method="mean_pose", suites=[suite], out=tmp_path / "mean_pose", poses=poses)
+    stored = read_predictions(tmp_path / "mean_pose/rooms_gap1")
+    assert stored.cameras.cam0_T_cam[4, 1] == pytest.approx(turned(0, (1, 0, 0)), abs=1e-6)
+    assert stored.about.notes == {"mean pose": "0 degrees, 1 m: mean of 2 pairs of 1 training scenes"}
+    with pytest.raises(ConfigError, match="mean_pose reads a mean pose and there is none for suite 'rooms_gap1'"):
+        predict(
+            system,
+            method="mean_pose",
+            suites=[suite],
+            out=tmp_path / "mean_pose",
+            poses={"x": MeanPose(capture[1], "")},
+        )
+
+
+def test_a_training_split_without_pairs_has_no_mean_pose(tmp_path):
+    datasets = train_split(tmp_path, a=[np.eye(4)])
+    with pytest.raises(DataError, match="no view of 1 scenes has the sources it asks for"):
+        training_poses(build("mean_pose", {}), [a_suite()], datasets, tmp_path)
+
+
+def test_suites_say_which_methods_answer():
+    sources = {"kind": "gap", "gap": 1}
+    suites = {
+        "towns": SuiteConfig(dataset="towns", sources=sources, methods=["vggt"]),
+        "rooms": SuiteConfig(dataset="rooms", sources=sources),
+        "learnt": SuiteConfig(dataset="rooms", sources=sources, split="train"),
+    }
+    assert list(asked_suites("vggt", suites)) == ["towns", "rooms"]
+    assert list(asked_suites("sweep", suites, {"learnt"})) == ["rooms", "learnt"]
+    with pytest.raises(ConfigError, match=r"systems.sweep: no suite asks this method. Add it to suites.<name>.methods"):
+        asked_suites("sweep", {"towns": suites["towns"]})
+    check_methods(suites, ["vggt", "sweep"])
+    with pytest.raises(ConfigError, match=r"suites.towns.methods: no method 'vggt' in systems. Did you mean 'vgg'\?"):
+        check_methods(suites, ["vgg", "sweep"])

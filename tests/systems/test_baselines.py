@@ -50,3 +50,20 @@ def test_median_plane_abstains_where_nothing_is_measured(batch: Batch) -> None:
 def test_median_plane_needs_truth(batch: Batch) -> None:
     with pytest.raises(DataError, match="needs true depth"):
         build("median_plane", {})(replace(batch, depth=None))
+
+
+def test_identity_says_that_every_camera_is_the_first(batch: Batch) -> None:
+    cameras = build("identity", {})(batch.select(frozenset()))
+    assert cameras.K is None
+    assert torch.equal(cameras.cam0_T_cam, torch.eye(4).expand(2, 3, 4, 4))
+
+
+def test_mean_pose_answers_its_data_set_s_pose_for_every_source(batch: Batch) -> None:
+    system = build("mean_pose", {})
+    poses = torch.eye(4).repeat(2, 1, 1)
+    poses[:, 0, 3] = torch.tensor([1.0, 2.0])
+    cameras = system(replace(batch, constant_pose=poses).select(system.inputs))
+    assert cameras.K is None and torch.equal(cameras.cam0_T_cam[:, 0], torch.eye(4).expand(2, 4, 4))
+    assert cameras.cam0_T_cam[:, :, 0, 3].tolist() == [[0.0, 1.0, 1.0], [0.0, 2.0, 2.0]]
+    with pytest.raises(DataError, match="needs the mean pose of a training split"):
+        system(replace(batch, constant_pose=None))

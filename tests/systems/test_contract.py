@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from plane_scene import scene
-from plumbline.systems import build, names
-from plumbline.systems.records import LABELS, Batch, Prediction
+from plumbline.systems import CAMERAS_ONLY, build, names
+from plumbline.systems.records import LABELS, Batch, Cameras, Prediction
 
 # Only what keeps a test small: every other parameter has its default.
 SMALL: dict[str, dict[str, Any]] = {
     "deltaz": {"preset": "tiny", "base_channels": 8, "depth": 2, "patch": 2},
     "deltas": {"preset": "tiny", "keypoints": 32, "samples": 12},
+    "depthsplat": {"preset": "tiny", "backend": "torch"},
     "vggt": {
         "preset": "tiny",
         "width": 32,
@@ -56,7 +57,18 @@ def poison(batch: Batch, allowed: frozenset[str]) -> Batch:
     return replace(batch, **changes)
 
 
-@pytest.fixture(params=names())
+@pytest.mark.parametrize("name", sorted(CAMERAS_ONLY))
+def test_a_system_of_cameras_alone_looks_at_its_inputs_and_answers_every_view(name: str) -> None:
+    system, batch = make(name), scene()
+    cameras = system(batch.select(system.inputs))
+    assert isinstance(cameras, Cameras) and cameras.cam0_T_cam.shape == (2, 3, 4, 4)
+    assert torch.equal(cameras.cam0_T_cam, system(poison(batch, system.inputs)).cam0_T_cam)
+    alone = [system(batch.rows(slice(i, i + 1))).cam0_T_cam for i in range(2)]
+    assert torch.equal(cameras.cam0_T_cam, torch.cat(alone))
+    assert not system.inputs & {"depth", "mask", "image", "cam0_T_cam", "K"}
+
+
+@pytest.fixture(params=[name for name in names() if name not in CAMERAS_ONLY])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
