@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fabricated import METHODS, ROOM_SCENES, write_checks, write_project
+from fabricated import METHODS, ROOM_SCENES, TOWN_METHODS, write_checks, write_gate, write_project, write_towns
 from plumbline.config import DatasetConfig, EvaluationConfig, ReportConfig
+from plumbline.errors import ConfigError, DataError
 from plumbline.evaluation import Scored, paired, read_scene_means
 from plumbline.metrics import Row
 from plumbline.report import build_report, print_results, published
@@ -101,12 +102,17 @@ def value_at(root, source, scene_csv=False):
     if file.endswith(".json"):
         node = json.loads((root / file).read_text())
         for key in keys:
-            node = node[key]
+            node = node[int(key)] if isinstance(node, list) else node[key]
         return node
+    columns = ("sample", "region", "alignment")
+    if file.endswith("_cameras.csv"):
+        columns = ("sample",)
+    elif file.endswith("curve.csv"):
+        columns = ("step",)
     with (root / file).open(newline="") as stream:
-        rows = [r for r in csv.DictReader(stream) if [r["sample"], r["region"], r["alignment"]] == keys[:3]]
+        rows = [r for r in csv.DictReader(stream) if [r[name] for name in columns] == keys[:-1]]
     assert len(rows) == 1
-    return float(rows[0][keys[3]])
+    return float(rows[0][keys[-1]])
 
 
 def expected_text(root, number):
@@ -120,7 +126,7 @@ def expected_text(root, number):
         region, alignment, metric = places[0][1].split("/")
         means = [read_scene_means(root / file, region, alignment) for file, _ in places]
         value = getattr(paired(*means, metric, bootstrap=EVALUATION.bootstrap), kind.removeprefix("paired."))
-    return format(value, number["data-format"])
+    return format(int(value) if number["data-format"] == "d" else value, number["data-format"])
 
 
 def test_every_number_is_the_one_in_its_file(project, html):
@@ -341,3 +347,97 @@ def test_scenes_are_listed_by_number_and_long_lists_fold(copy):
         < section.index("The other 3 scenes")
     )
     assert section.index("The other 3 scenes") < section.index(">scan31<")
+
+
+@pytest.fixture(scope="module")
+def towns(tmp_path_factory):
+    """A report on a suite of cameras and depth without scale, with gates that passed and failed."""
+    root = tmp_path_factory.mktemp("towns")
+    configs = write_towns(root)
+    write_gate(root, "vggt", guide=True)
+    write_gate(root, "plane_sweep", passed=False)
+    made = build(root, configs, methods=TOWN_METHODS, report=ReportConfig(systems=["vggt"]))
+    return root, configs, made, (root / "reports/report.html").read_text()
+
+
+def test_every_number_about_cameras_and_gates_is_the_one_in_its_file(towns):
+    root, _, _, text = towns
+    numbers = Reader(text).numbers
+    files = {number["data-source"].split("#")[0] for number in numbers}
+    assert {"scores/vggt/towns_cameras.csv", "runs/overfit/vggt/verdict.json", "runs/overfit/vggt/curve.csv"} <= files
+    assert [n for n in numbers if n["text"] != expected_text(root, n)] == []
+    rest = re.sub(r"town/\w+/\d+(\+\d+)+|delta\d+|\b1?\.?25|95 %", " ", " ".join(Reader(text).rest))
+    assert re.findall(r"\d+\.\d+", rest) == []
+
+
+def test_depth_without_scale_is_aligned_and_one_plane_is_then_an_oracle(towns):
+    text = towns[3]
+    assert "Median alignment: each map times median(truth) / median(prediction); vggt does not know the scale" in text
+    rows = rows_of(text, "vggt does not know the scale. All valid pixels</caption>")
+    assert list(rows) == ["constant", "median_plane", "plane_sweep", "vggt"]
+    assert all("oracle: reads the truth" in rows[name] for name in ("constant", "median_plane"))
+    assert 'class="best"' not in rows["constant"]
+    plain = rows_of(text, "<caption>No alignment, all valid pixels")
+    assert list(plain) == ["constant", "median_plane", "plane_sweep"] and "oracle" not in plain["constant"]
+    assert "towns, abs_rel_median" in text
+
+
+def test_cameras_stand_beside_those_of_the_trivial_methods(towns):
+    text = towns[3]
+    rows = rows_of(text[text.index('id="cameras"') :], "predicted cameras against the true ones")
+    assert list(rows) == ["identity", "mean_pose", "vggt"]
+    assert "180.00" in rows["identity"] and 'class="best"' in rows["vggt"]
+    card = text[text.index("vggt's cameras in towns") :]
+    assert "Both angles below every other method's." in card[:400]
+    glance = rows_of(text, "abs_rel ↓ at a glance")
+    assert "identity" not in glance and "median-aligned" in text
+
+
+def test_a_sample_s_pictures_show_both_views_and_its_cameras(towns):
+    root, _, _, text = towns
+    section = text[text.index('id="samples"') : text.index('id="training"')]
+    assert section.count("<figcaption>source image</figcaption>") == 6
+    assert section.count("rotation, °") == 3
+    assert not (root / "scores/plane_sweep/towns_cameras.csv").exists()
+
+
+def test_gates_are_told_with_criteria_steps_curve_and_picture(towns):
+    root, _, made, text = towns
+    section = text[text.index('id="overfit"') : text.index('id="results"')]
+    assert "vggt does not" not in section and "plane_sweep does not fit its sample." in section
+    assert "Frozen: depth_head stays as it was drawn." in section
+    assert "&lt;depth&gt;: 0, 1.5" in section and "<depth>" not in section
+    assert section.count("own thresholds, for comparison") == 1
+    steps = re.findall(r'<th scope="row"><span[^>]*>(\d+)</span>', section)
+    assert steps == ["1", "10", "50", "100", "300"] * 2
+    assert section.count('alt="the sample of') == 2 and "after step 300" in section
+    assert section.index("plane_sweep:") < section.index("vggt:")
+    expected = {"finite": 0.0, "loss_depth_regression": 0.00412, "abs_rel": 0.0123, "passed": 1.0}
+    assert made["overfit"]["vggt"] == expected and made["overfit"]["plane_sweep"]["passed"] == 0
+    assert list(made) == ["towns", "overfit"]
+    assert list(json.loads((root / "reports/headline.json").read_text())) == ["towns"]
+
+
+def test_markdown_has_the_cameras_and_the_gates(towns):
+    text = (towns[0] / "reports/report.md").read_text()
+    assert "- **vggt's cameras in towns**" in text and "- **plane_sweep on one sample: FAILED.**" in text
+    tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    assert len(tables) >= 9
+    for table in tables:
+        assert len(table.splitlines()) > 2, table
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
+
+
+def test_the_terminal_shows_aligned_depth_cameras_and_gates(towns, capsys):
+    print_results(towns[2], report=Path("reports/report.html"), oracles={"median_plane"})
+    text = capsys.readouterr().out
+    assert "abs_rel_median" in text and "rotation °" in text and "constant (oracle)" in text
+    assert "one sample: vggt passed" in text and "one sample: plane_sweep FAILED" in text
+
+
+def test_a_suite_may_not_have_the_gates_name_and_needs_an_answer(towns):
+    root, configs, _, _ = towns
+    with pytest.raises(ConfigError, match=r"suites.overfit: metrics.json keeps this name"):
+        build(root, {"overfit": configs["towns"]}, methods=TOWN_METHODS)
+    with pytest.raises(DataError, match=r"suites.rooms: no method answers this suite"):
+        build(root, {"rooms": configs["towns"]}, methods=TOWN_METHODS)
