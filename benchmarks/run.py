@@ -22,7 +22,7 @@ from rich.table import Table
 
 from timing import Measured, measure
 
-MODULES = ("view_read", "batch_feed", "pfm_read", "metrics", "inverse_warp", "unet_step", "deltas", "vggt")
+MODULES = ("view_read", "batch_feed", "pfm_read", "metrics", "inverse_warp", "unet_step", "deltas", "vggt", "raster")
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("bench", "peer", "peer time", "ours", "ratio", "target", "at best", "share of it", "")
 METHOD = (
@@ -107,7 +107,7 @@ def start_row(stage: str) -> dict[str, object]:
 
 def texts(entry: dict[str, object]) -> list[str]:
     """The cells of a line."""
-    target = f"<= {entry['allowed_s']} s" if "allowed_s" in entry else f">= {entry['target']:g}x"
+    target = f"<= {entry['allowed_s']} s" if entry["allowed_s"] else f">= {entry['target']:g}x"
     at_best = f"{entry['limit']}: {duration(entry['limit_s'])}" if entry["limit"] else "-"
     share = f"{entry['share']:.0%}" if entry["limit"] else "-"
     times = (duration(entry["peer_s"]), duration(entry["ours_s"]), f"{entry['ratio']:.2f}x")
@@ -132,11 +132,17 @@ def drawn(rows: Sequence[dict[str, object]]) -> Table:
 
 def asides(rows: Sequence[dict[str, object]]) -> list[str]:
     """What was timed beside, as sentences."""
-    return [
-        f"{entry['name']}: {name}: {duration(seconds)}, {seconds / entry['ours_s']:.2f} times ours."
-        for entry in rows
-        for name, seconds in entry["variants_s"].items()
-    ]
+    return [line for entry in rows for line in beside(entry)]
+
+
+def beside(entry: dict[str, object]) -> Iterator[str]:
+    """What one benchmark has to say besides its row."""
+    for name, seconds in entry["variants_s"].items():
+        yield f"{entry['name']}: {name}: {duration(seconds)}, {seconds / entry['ours_s']:.2f} times ours."
+    for name, count in entry["work"].items():
+        yield f"{entry['name']}: {count:,} {name}, {count / entry['ours_s'] / 1e6:.3g} million a second."
+    if entry["memory_mb"] is not None:
+        yield f"{entry['name']}: {entry['memory_mb']:.0f} MB at its peak, beyond what its process held before."
 
 
 def write(rows: Sequence[dict[str, object]]) -> None:

@@ -30,6 +30,8 @@ class Bench:
 
     `check` raises when ours and the peer do not give the same. `target` is the least ratio peer / ours. `rounds` of 0
     means as many as fit the time. `variants` are timed beside and only reported, such as the peer under our allocator.
+    `allowed_s` is a limit for ours in seconds, beside the ratio. `work` is what a call gets done, by name, and `memory`
+    measures the MB that it takes at its peak: both are reported.
     """
 
     name: str
@@ -40,6 +42,9 @@ class Bench:
     limit: Contender | None = None
     rounds: int = 0
     variants: tuple[Contender, ...] = ()
+    allowed_s: float | None = None
+    work: dict[str, int] = field(default_factory=dict)
+    memory: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class Measured:
     limit: str = ""
     limit_s: float | None = None
     variants_s: dict[str, float] = field(default_factory=dict)
+    allowed_s: float | None = None
+    work: dict[str, int] = field(default_factory=dict)
+    memory_mb: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -67,8 +75,8 @@ class Measured:
 
     @property
     def met(self) -> bool:
-        """True when the ratio reaches its target."""
-        return self.ratio >= self.target
+        """True when the ratio reaches its target and, where there is a limit, the time keeps within it."""
+        return self.ratio >= self.target and (self.allowed_s is None or self.ours_s <= self.allowed_s)
 
 
 def measure(bench: Bench, *, seconds: float) -> Measured:
@@ -85,6 +93,9 @@ def measure(bench: Bench, *, seconds: float) -> Measured:
         bench.limit.name if bench.limit else "",
         times[bench.limit.name] if bench.limit else None,
         {variant.name: times[variant.name] for variant in bench.variants},
+        bench.allowed_s,
+        bench.work,
+        bench.memory() if bench.memory else None,
     )
 
 
