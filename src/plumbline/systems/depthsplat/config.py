@@ -5,20 +5,35 @@
 | `small` | 38.3 M | ViT-S, one scale: the published small model for 256x256; with `stride: 8` (38.4 M) that for 448x768 |
 | `base` | 120.7 M | ViT-B, two scales: the published base model for 256x256; with `stride: 8` (120.9 M) those for larger images |
 | `large` | 354.3 M | ViT-L, two scales: the published large model for 256x256 |
-| `tiny` | 0.6 M | the same layers, far narrower, a ViT of four blocks on 8x8 patches: trains on two CPU cores at 64x80 |
+| `tiny` | 0.9 M | the same layers, far narrower, a ViT of four blocks on 8x8 patches: trains on two CPU cores at 64x80 |
 
 `gaussians: false` leaves out what makes Gaussians of depth: the released depth-only models are `small` and `base` with
 `stride: 8` and without Gaussians. Height and width of images must be multiples of four times the stride.
+
+What `official_quirks` keeps, since released weights were trained with it, and what is done instead without:
+
+| where | official | geometrically right |
+|---|---|---|
+| `transformer.across_views` | of three views or more, a shifted window's mask meets other pixels' keys | its own pixels' |
+| `cost_volume.cost_volume` | neighbours are projected into with the reference's K, points behind them too | own K; they are not |
+| `views.Views.feature_K` | half an image pixel between corner and centre is left in | taken off |
+| `predictor.upsample` | swept depth is enlarged corner on corner, and drifts right and down | stays where it was swept |
+| `gaussians.true_turn` | colours turn the wrong way about the camera's x and z axes | turn with the camera |
+| `system.System.render` | principal point taken to be in the middle; official compositing | honoured; gsplat's rules |
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from plumbline.systems.augment import AugmentConfig
 
 Width = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Block = Annotated[int, Field(ge=0, le=255)]
 Four = tuple[Width, Width, Width, Width]
 Name = Literal["small", "base", "large", "tiny"]
+Term = Literal["ssim", "depth", "depth_gradient", "smoothness"]
 
 BASE: dict[str, Any] = {
     "scales": 2,
@@ -63,6 +78,25 @@ TINY: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"small": {}, "base": BASE, "large": LARGE, "tiny": TINY}
 
 
+class LossConfig(BaseModel):
+    """What the training loss weighs: the published image terms, and ours, which are off unless `optional` names them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: float = Field(default=1.0, ge=0, description="weight of the difference to what was seen")
+    norm: Literal["mse", "l1"] = "mse"
+    lpips: float = Field(
+        default=0.05, ge=0, description="weight of LPIPS; without lpips_trunk and lpips_heads it is left out"
+    )
+    optional: tuple[Term, ...] = Field(default=(), description="further terms")
+    ssim: float = Field(default=0.2, ge=0)
+    depth: float = Field(default=0.1, ge=0, description="L1 of inverse depth, times the nearest depth of the range")
+    depth_gradient: float = Field(default=0.1, ge=0, description="of its steps between neighbours, in the same unit")
+    smoothness: float = Field(default=0.01, ge=0, description="edge-aware, of inverse depth")
+    intermediate: float = Field(default=0.9, gt=0, le=1, description="a prediction weighs this times the next one")
+    foreground: bool = Field(default=False, description="only pixels inside the batch's mask count, in every term")
+
+
 class Config(BaseModel):
     """DepthSplat's configuration. `preset` fills what PRESETS lists for it; a value given beside it wins."""
 
@@ -71,8 +105,7 @@ class Config(BaseModel):
     preset: Name = "small"
     official_quirks: bool = Field(
         default=True,
-        description="keep what the released weights were trained with though geometry says otherwise (see docs of each "
-        "use); false: the right version",
+        description="keep what the released weights were trained with, though geometry says otherwise: see the table above",
     )
 
     stride: Literal[4, 8] = Field(default=4, description="pixels from one of the coarsest features to the next")
@@ -81,7 +114,7 @@ class Config(BaseModel):
     backbone_widths: tuple[Width, Width, Width] = Field(default=(64, 96, 128), description="of the CNN's three stages")
     layers: int = Field(default=6, ge=1, le=64, description="of the multi-view transformer")
     ffn_ratio: int = Field(default=4, ge=1, le=16, description="its MLP's hidden width over its input's")
-    windows: int = Field(default=2, ge=1, le=16, description="attention windows along each side")
+    windows: Literal[1, 2, 4] = Field(default=2, description="attention windows along each side")
     matched_views: int = Field(default=2, ge=1, le=64, description="nearest other views that a view is matched with")
 
     vit_width: Width = 384
@@ -112,6 +145,17 @@ class Config(BaseModel):
         default=2**27, ge=2**16, description="warped features held at once by the cost volume; changes no value"
     )
     checkpointing: bool = Field(default=False, description="recompute activations backwards: less memory, more time")
+
+    backend: Literal["auto", "dense", "torch", "compiled", "gsplat"] = Field(
+        default="auto", description="rasteriser; see plumbline.rendering.render"
+    )
+    loss: LossConfig = LossConfig()
+    lpips_trunk: Path | None = Field(default=None, description="file of VGG-16's weights")
+    lpips_heads: Path | None = Field(default=None, description="file of LPIPS' heads for VGG-16")
+    # Colours must agree between views and with what is to be rendered: as published, only mirrors.
+    augment: AugmentConfig = AugmentConfig(
+        zoom=0.0, brightness=0.0, contrast=0.0, gamma=0.0, colour=0.0, image_noise=0.0, degrade=0.0
+    )
 
     @model_validator(mode="before")
     @classmethod

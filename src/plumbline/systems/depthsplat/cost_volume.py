@@ -67,8 +67,10 @@ def cost_volume(
     batch = torch.arange(b, device=features.device)[:, None]
     for index in neighbours.unbind(dim=-1):
         source = features[batch, index].flatten(0, 1)
-        src_T_ref = geometry.invert(world_T_cam[batch, index]) @ world_T_cam
-        P = geometry.compose(K, K if quirk else K[batch, index], src_T_ref).flatten(0, 1)
+        # A bfloat16 product of poses would be off by pixels.
+        with torch.autocast(features.device.type, enabled=False):
+            src_T_ref = geometry.invert(world_T_cam[batch, index]) @ world_T_cam
+            P = geometry.compose(K, K if quirk else K[batch, index], src_T_ref).flatten(0, 1)
         parts = []
         for some in torch.split(candidates.flatten(0, 1), block, dim=1):
             grid = sampling_grid(P, some, (h, w), behind=quirk)

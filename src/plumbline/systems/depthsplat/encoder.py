@@ -51,7 +51,8 @@ class Encoder(nn.Module):
         if self.config.gaussians:
             # Parameters see the final depth only; each prediction places them anew.
             raw = self._raw(found, views)
-            gaussians = [adapt(raw, depth, views, self.config) for depth in depths]
+            with torch.autocast(raw.device.type, enabled=False):
+                gaussians = [adapt(raw.float(), depth, views, self.config) for depth in depths]
         return Encoded(depths, gaussians, [swept.probability for swept in found.swept])
 
     def _raw(self, found: Depths, views: Views) -> Float[Tensor, "b v k h w"]:
