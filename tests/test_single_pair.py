@@ -29,6 +29,7 @@ from plumbline.single_pair import (
     check_params,
     dataset_values,
     extract,
+    params_text,
     report_lines,
     sparkline,
 )
@@ -36,6 +37,7 @@ from plumbline.single_pair import (
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 96
 MADE = {"layout": "aerialmd", "scenes": ["0001", "0022"], "views": 5, "size": [SIDE, 128], "seed": 1}
+PAIR = IndexedPair(Path("train.npz"), 0, "0001", ("a", "b"), 1.0)
 RECORD = [("scene_id", int), ("im1_id", int), ("im2_id", int), ("score", float)]
 
 
@@ -154,18 +156,36 @@ def run_params(made: Path, out: Path, **changes: Any) -> tuple[Extraction, dict[
     return done, runs.merged(load_params(ROOT / "params.yaml"), runs.expanded(load_params(done.params)))
 
 
-def test_the_params_file_trains_and_scores_everything_on_the_pair(made: Path, tmp_path: Path) -> None:
+def test_the_params_file_gates_trains_and_scores_vggt_on_the_pair(made: Path, tmp_path: Path) -> None:
+    base = load_params(ROOT / "params.yaml")
     done, params = run_params(made, tmp_path / "pair", depth_range=(2.0, 300.0))
     assert check_params(params) == done.config and done.config.depth_range == (2.0, 300.0)
     assert list(params["datasets"]) == params["graph"]["datasets"] == ["aerialmd"]
-    assert params["systems"] == load_params(ROOT / "params.yaml")["systems"]
+    assert set(params["systems"]) == {"constant", "plane_sweep", "identity", "vggt"}
+    assert [list(params[name]) for name in ("train", "pair", "overfit")] == [["vggt"]] * 3
+    assert params["overfit"]["vggt"]["criteria"] == base["overfit"]["vggt"]["criteria"]
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    graph = runs.with_datasets(graph, load_params(ROOT / "params.yaml")["graph"]["datasets"], ["aerialmd"])
-    graph = runs.with_training(graph, params)
-    for name, item in graph["stages"]["train"]["foreach"].items():
-        assert set(item["datasets"].values()) == {"aerialmd"}, name
-        assert set(item["suites"].values()) == {"pair_train", "pair_val"}, name
+    graph = runs.with_datasets(graph, base["graph"]["datasets"], ["aerialmd"])
+    graph = runs.with_training(runs.with_methods(graph, list(params["systems"])), params)
+    (item,) = graph["stages"]["train"]["foreach"].values()
+    assert set(item["datasets"].values()) == {"aerialmd"} and set(item["suites"].values()) == {"pair_train", "pair_val"}
     assert "data/scenes/aerialmd" in graph["stages"]["predict"]["do"]["deps"]
+    gone = {"deltaz", "deltas", "median_plane", "mean_pose"}
+    assert not [path for path in graph["stages"]["report"]["deps"] if gone & set(path.split("/"))]
+    keys = [key for stage in graph["stages"].values() for key in stage.get("do", stage).get("params", [])]
+    assert not [key for key in keys if key.startswith(("systems.deltaz", "train.deltaz"))]
+
+
+def test_the_network_sees_the_pair_as_it_is_in_patches_that_tile_it(made: Path, tmp_path: Path) -> None:
+    _, params = run_params(made, tmp_path / "pair")
+    own = params["systems"]["vggt"]
+    assert all(size % own["patch"] == 0 for size in params["datasets"]["aerialmd"]["size"])
+    assert set(own["augment"].values()) == {0.0} and own["preset"] == "tiny"
+    base = load_params(ROOT / "params.yaml")
+    large = yaml.safe_load(params_text(PAIR, {"size": [476, 518]}, base, tmp_path))["systems"]["vggt"]
+    assert large["patch"] == 28
+    base["systems"]["vggt"] = {"preset": "full"}
+    assert "patch" not in yaml.safe_load(params_text(PAIR, {"size": [476, 518]}, base, tmp_path))["systems"]["vggt"]
 
 
 def test_the_params_file_reads_the_same_data_and_is_none_of_them(made: Path, tmp_path: Path) -> None:
@@ -182,18 +202,16 @@ def test_the_params_file_reads_the_same_data_and_is_none_of_them(made: Path, tmp
     )
 
 
-def test_systems_and_samples_of_params_yaml_are_all_moved_to_the_pair(made: Path, tmp_path: Path) -> None:
+def test_the_gate_s_sample_is_moved_to_the_pair(made: Path, tmp_path: Path) -> None:
     base = load_params(ROOT / "params.yaml")
     triplet = {"dataset": "sun3d", "sources": {"kind": "gap", "gap": 5}, "context": 3}
     base["pair"] = {"deltas": triplet, "vggt": {**triplet, "predict_views": 3}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(base))
     done = extract(request(made, tmp_path / "pair", params=True), project=tmp_path)
     assert done.params is not None
-    moved = runs.merged(base, load_params(done.params))["pair"]
-    assert "gap" not in str(moved)
-    found = {name: PairConfig.model_validate(own) for name, own in moved.items()}
-    assert {own.dataset for own in found.values()} == {"aerialmd"}
-    assert {name: own.predict_views for name, own in found.items()} == {"deltas": 1, "vggt": 2}
+    (moved,) = runs.merged(base, load_params(done.params))["pair"].values()
+    found = PairConfig.model_validate(moved)
+    assert (found.dataset, found.context, found.predict_views) == ("aerialmd", 2, 2) and "gap" not in str(moved)
 
 
 def test_without_the_project_there_is_no_params_file_and_no_folder(made: Path, tmp_path: Path) -> None:
@@ -203,8 +221,7 @@ def test_without_the_project_there_is_no_params_file_and_no_folder(made: Path, t
 
 
 def test_sizes_are_those_of_the_recipe_where_the_images_allow_it() -> None:
-    pair = IndexedPair(Path("train.npz"), 0, "0001", ("a", "b"), 1.0)
-    plain = Request(Path("r"), Path("i"), Path("o"))
+    pair, plain = PAIR, Request(Path("r"), Path("i"), Path("o"))
     values = dataset_values(pair, plain, [(600, 800), (1080, 1920)], path=Path("o"), masks=True)
     assert values["size"] == [476, 518] and values["options"]["crop"] == 518
     small = dataset_values(pair, plain, [(600, 800), (240, 320)], path=Path("o"), masks=True)

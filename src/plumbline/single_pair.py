@@ -26,7 +26,7 @@ from plumbline.data.aerialmd_pair import (
     write_pair_dataset,
 )
 from plumbline.data.manifest import list_files
-from plumbline.data.pair import ViewFacts, view_facts
+from plumbline.data.pair import PairConfig, ViewFacts, view_facts
 from plumbline.data.parse import Job, reader, write_one
 from plumbline.data.progress import human_bytes
 from plumbline.data.reading import read_colour
@@ -39,7 +39,12 @@ from plumbline.systems.records import Batch
 from plumbline.systems.vggt.loader import target_size
 
 PARAMS = "params.yaml"
-_DATASET, _SUITE = "aerialmd", "pair"
+_DATASET, _SUITE, _SYSTEM = "aerialmd", "pair", "vggt"
+# Methods that need no training, one of depth each and one of cameras. A mean pose of one pair would be its pose.
+_COMPARED = ("constant", "plane_sweep", "identity")
+_THREADS = 2
+# Sides of more patches than this cost minutes a hundred steps on two cores: patches are then twice as large.
+_MANY_PATCHES = 20
 # VGGT's single-pair recipe: squares of 518 pixels, of which batches of height over width 0.92 are cut: 476x518.
 _CROP, _ASPECT, _PATCH = 518, 0.92, 14
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -170,7 +175,7 @@ def suite_values(split: str) -> dict[str, Any]:
 
 
 def params_text(pair: IndexedPair, dataset: Mapping[str, Any], base: Mapping[str, Any], out: Path) -> str:
-    """A params file that runs the graph of `base` (params.yaml) on the pair alone: every system trains on it."""
+    """A params file that runs the graph of `base` (params.yaml) on the pair alone: VGGT's gate, training and scores."""
     values: dict[str, Any] = {
         "graph": {"datasets": [_DATASET]},
         "datasets!": {_DATASET: dict(dataset)},
@@ -179,20 +184,51 @@ def params_text(pair: IndexedPair, dataset: Mapping[str, Any], base: Mapping[str
             f"{_SUITE}_val": suite_values("val"),
             _SUITE: suite_values("test"),
         },
-        "train": {name: _training() for name in base.get("train", {})},
+        **_methods(base, dataset["size"]),
+        "report": {"title": f"One pair: {pair.scene}, {pair.tags[0]} and {pair.tags[1]}", "systems": [_SYSTEM]},
     }
-    if "pair" in base:
-        sample = {"dataset": _DATASET, "split": "train", "sources": {"kind": "pairs", "count": 1}, "context": 2}
-        values["pair"] = {f"{name}!": {**sample, **_predicted(own)} for name, own in base["pair"].items()}
-    values["report"] = {"title": f"One pair: {pair.scene}, {pair.tags[0]} and {pair.tags[1]}"}
     lines = [
         f"# Pair {pair.row} of {pair.index.name}, scene {pair.scene}: {pair.tags[0]} and {pair.tags[1]}.",
         "# From the project's root, the graph on it:",
         f"#   {run_command(out / PARAMS)}",
-        '# What is not here is as in params.yaml; a key with "!" replaces its whole section.',
+        '# What is not here is as in params.yaml; a key with "!" replaces its whole section, null takes it out.',
     ]
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
     return "\n".join([*lines, "", text])
+
+
+def _methods(base: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """Sections of all that predicts: VGGT and what it is compared with; all other systems go."""
+    others = {name: dict.fromkeys(set(base.get(name) or {}) - {_SYSTEM}) for name in ("train", "pair", "overfit")}
+    found: dict[str, Any] = {
+        "systems": {
+            **dict.fromkeys(sorted(set(base["systems"]) - {_SYSTEM, *_COMPARED})),
+            _SYSTEM: _system(base["systems"].get(_SYSTEM) or {}, size),
+        },
+        "train": {**_sorted(others["train"]), _SYSTEM: _training()},
+    }
+    if "pair" in base:
+        found["pair"] = {**_sorted(others["pair"]), f"{_SYSTEM}!": _sample()}
+    if "overfit" in base:
+        found["overfit"] = {**_sorted(others["overfit"]), _SYSTEM: {"threads": _THREADS}}
+    return found
+
+
+def _sorted(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(values.items()))
+
+
+def _sample() -> dict[str, Any]:
+    rule = {"dataset": _DATASET, "split": "train", "sources": {"kind": "pairs", "count": 1}}
+    return {**rule, "context": 2, "predict_views": 2}
+
+
+def _system(own: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """The system without augmentation; the tiny one with patches that tile the image and leave few enough tokens."""
+    still = dict.fromkeys(("flip", "zoom", "brightness", "contrast", "gamma", "colour", "image_noise", "degrade"), 0.0)
+    if own.get("preset") != "tiny":
+        return {"augment": still}
+    return {"patch": _PATCH if max(size) <= _MANY_PATCHES * _PATCH else 2 * _PATCH, "augment": still}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -208,8 +244,10 @@ def _predicted(own: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _training() -> dict[str, Any]:
+    """A short training on the pair itself: what its losses end at is to be seen in validation as well."""
     suites = {"train_suites": [f"{_SUITE}_train"], "val_suite": f"{_SUITE}_val"}
-    return {**suites, "batch_size": 1, "accumulate": 1}
+    steps = {"steps": 150, "schedule!": {"kind": "cosine", "warm_up": 8}, "val_every": 50, "checkpoint_every": 50}
+    return {**suites, **steps, "sampling": "uniform", "batch_size": 1, "accumulate": 1, "threads": _THREADS}
 
 
 def run_command(params: Path) -> str:
@@ -219,12 +257,22 @@ def run_command(params: Path) -> str:
 
 def check_params(params: Mapping[str, Any]) -> DatasetConfig:
     """The pair's data set as the project itself reads these params; ConfigError naming what it does not take."""
+    import torch
+
+    from plumbline import systems
+    from plumbline.overfit import OverfitConfig
     from plumbline.training import TrainConfig
 
     for name, config in sections(params, "datasets", DatasetConfig).items():
         reader(config, name)
     sections(params, "suites", SuiteConfig)
     sections(params, "train", TrainConfig)
+    for key, model in (("pair", PairConfig), ("overfit", OverfitConfig)):
+        if key in params:
+            sections(params, key, model)
+    for name, own in params["systems"].items():
+        with torch.device("meta"):
+            systems.build(name, own or {})
     return section(params, f"datasets.{_DATASET}", DatasetConfig)
 
 
