@@ -96,6 +96,9 @@ class _Part:
         self.base, self.identity = base, str(base)
         self.scenes_of, self.parts_of = ["a", "a", "b"], ["", "", ""]
 
+    def scores(self) -> list[float]:
+        return [self.base + place for place in (1.0, 2.0, 3.0)]
+
     def load(self, indices: list[int]) -> Batch:
         told = torch.tensor([float(self.base + index) for index in indices])
         n = len(indices)
@@ -106,6 +109,7 @@ def test_joined_feeds_number_on_and_keep_batches_in_one_part():
     joined = JoinedFeed([_Part(10), _Part(20)])
     assert joined.scenes_of == ["0:a", "0:a", "0:b", "1:a", "1:a", "1:b"]
     assert joined.parts_of == ["0", "0", "0", "1", "1", "1"]
+    assert joined.scores() == [11, 12, 13, 21, 22, 23]
     assert joined.load([0, 2]).constant_depth.tolist() == [10, 12]
     assert joined.load([5, 3]).constant_depth.tolist() == [22, 20]
     with pytest.raises(ValueError, match="of several feeds"):

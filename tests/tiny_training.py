@@ -58,8 +58,7 @@ class TinyFeed:
     def parts_of(self) -> Sequence[str]:
         return [""] * (self.scenes * self.per_scene)
 
-    @property
-    def scores_of(self) -> Sequence[float]:
+    def scores(self) -> Sequence[float]:
         return [1.0 + i % self.per_scene for i in range(self.scenes * self.per_scene)]
 
     @property

@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from plumbline.data.samples import gather
+from plumbline.data.samples import gather, sample_scores
 from plumbline.errors import DataError
 from plumbline.records import EncodedImages, Sample, Scene
 from plumbline.systems.records import Batch, to_batch
@@ -30,6 +30,9 @@ class Feed(Protocol):
     def parts_of(self) -> Sequence[str]:
         """The part of each sample: a batch can hold samples of one part alone, for sizes and views may differ."""
 
+    def scores(self) -> Sequence[float]:
+        """The pair score of each sample; DataError where there are none."""
+
     @property
     def identity(self) -> str:
         """A hash that changes with the samples and the data."""
@@ -43,7 +46,8 @@ class SampleFeed:
     """Samples of memory-mapped scenes, with another method's depth where there is one.
 
     `initial_depth` (n, p, h, w), metres, and `initial_confidence` have one row for each sample, in the samples' order;
-    they stay on disk, as the scenes do, until a batch needs them. `constant_depth` is the training split's median depth.
+    they stay on disk, as the scenes do, until a batch needs them. `constant_depth` is the training split's median depth,
+    `constant_pose` (4, 4) the mean pose of a source view over its pairs.
     `keypoint_probability` has a stack f16 (v, h, w) for each scene: a label, for training alone.
     """
 
@@ -53,6 +57,7 @@ class SampleFeed:
     initial_confidence: np.ndarray | None = None
     keypoint_probability: Mapping[str, np.ndarray] | None = None
     constant_depth: float | None = None
+    constant_pose: np.ndarray | None = None
     predict_views: int = 1
 
     def __post_init__(self) -> None:
@@ -69,6 +74,10 @@ class SampleFeed:
         """All samples are of one part."""
         return [""] * len(self.samples)
 
+    def scores(self) -> Sequence[float]:
+        """The pair score of each sample (see `plumbline.data.samples.sample_scores`)."""
+        return sample_scores(self.scenes, self.samples)
+
     def load(self, indices: Sequence[int]) -> Batch:
         """The samples `indices` on the CPU, images still 8-bit until the one conversion at the end."""
         samples = [self.samples[i] for i in indices]
@@ -80,15 +89,13 @@ class SampleFeed:
             initial_confidence=_rows(self.initial_confidence, rows),
             keypoint_probability=_views(self.keypoint_probability, samples),
         )
-        batch = to_batch(arrays, predict_views=self.predict_views)
-        if self.constant_depth is None:
-            return batch
-        return replace(batch, constant_depth=torch.full((len(rows),), self.constant_depth))
+        constants = _constants(self.constant_depth, self.constant_pose, len(rows))
+        return replace(to_batch(arrays, predict_views=self.predict_views), **constants)
 
     @cached_property
     def identity(self) -> str:
         """SHA-256 over the samples, the cameras and a fixed choice of pixels of every array (reading all would cost)."""
-        digest = hashlib.sha256(json.dumps([(s.scene, s.views) for s in self.samples]).encode())
+        digest = hashlib.sha256(json.dumps([(s.scene, s.given) for s in self.samples]).encode())
         digest.update(repr((self.constant_depth, self.predict_views)).encode())
         for name in sorted(set(self.scenes_of)):
             scene = self.scenes[name]
@@ -96,7 +103,7 @@ class SampleFeed:
             images = scene.images.data if isinstance(scene.images, EncodedImages) else scene.images
             labels = None if self.keypoint_probability is None else self.keypoint_probability[name]
             digest.update(_probe((scene.K, scene.world_T_cam, images, scene.depth, scene.mask, labels)))
-        digest.update(_probe((self.initial_depth, self.initial_confidence)))
+        digest.update(_probe((self.initial_depth, self.initial_confidence, self.constant_pose)))
         return digest.hexdigest()
 
 
@@ -115,6 +122,10 @@ class JoinedFeed:
     def parts_of(self) -> Sequence[str]:
         """The number of each sample's part."""
         return [str(number) for number, part in enumerate(self.parts) for _ in part.scenes_of]
+
+    def scores(self) -> Sequence[float]:
+        """The pair score of each sample; DataError where a part has none."""
+        return [score for part in self.parts for score in part.scores()]
 
     @cached_property
     def identity(self) -> str:
@@ -135,11 +146,18 @@ def _rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
     return None if array is None else np.ascontiguousarray(array[rows])
 
 
+def _constants(depth: float | None, pose: np.ndarray | None, count: int) -> dict[str, Any]:
+    """The constants that there are, repeated for each of `count` samples, by their names in a Batch."""
+    values = {"constant_depth": depth, "constant_pose": pose}
+    made = {name: torch.tensor(x, dtype=torch.float32) for name, x in values.items() if x is not None}
+    return {name: x.repeat(count, *[1] * x.ndim) for name, x in made.items()}
+
+
 def _views(stacks: Mapping[str, np.ndarray] | None, samples: Sequence[Sample]) -> np.ndarray | None:
     """Each sample's views of its scene's stack, f32 (b, v, h, w)."""
     if stacks is None:
         return None
-    return np.stack([stacks[sample.scene][list(sample.views)] for sample in samples]).astype(np.float32)
+    return np.stack([stacks[sample.scene][list(sample.given)] for sample in samples]).astype(np.float32)
 
 
 def _probe(arrays: Iterable[np.ndarray | None]) -> bytes:

@@ -387,7 +387,7 @@ def to_channels_last(system: nn.Module) -> None:
 def make_plan(feed: Feed, config: TrainConfig, *, seed: int) -> "Plan":
     """The plan of a training: batches from one scene or from all of a part, by score if so configured."""
     groups_of = feed.scenes_of if config.same_scene else feed.parts_of
-    scores = feed.scores_of if config.sampling == "score" else None
+    scores = feed.scores() if config.sampling == "score" else None
     return Plan(groups_of, batch_size=config.batch_size, seed=seed, scores=scores)
 
 

@@ -244,8 +244,10 @@ def _training(root: Path, system: str) -> Training:
     }
     if losses:
         charts.append(curve(rows, losses, title=f"{system}: loss", ylabel="loss"))
-    if "val/abs_rel" in columns:
-        charts.append(curve(rows, {"val/abs_rel": "validation"}, title=f"{system}: abs_rel", ylabel="abs_rel"))
+    # A system whose predictions are in no known unit is validated after median alignment, under the other name.
+    for error in ("abs_rel", "abs_rel_median"):
+        if f"val/{error}" in columns:
+            charts.append(curve(rows, {f"val/{error}": "validation"}, title=f"{system}: {error}", ylabel=error))
     return Training(system, _training_facts(folder, system), tuple(charts))
 
 
