@@ -23,7 +23,7 @@ from plumbline.config import (
 )
 from plumbline.data.parse import reader
 from plumbline.data.sources import Source
-from plumbline.runs import merged, with_training
+from plumbline.runs import merged, with_methods, with_training
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
@@ -43,8 +43,8 @@ PLUMBING = {
 }
 # What a stage imports by a name that it reads from params.yaml.
 BY_NAME = {
-    "parse": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py", "data/aerialmd.py"],
-    "check_data": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py", "data/aerialmd.py"],
+    "parse": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py", "data/aerialmd.py", "data/re10k.py"],
+    "check_data": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py", "data/aerialmd.py", "data/re10k.py"],
 }
 
 
@@ -169,12 +169,14 @@ def test_every_parameter_is_known_to_its_config(file: str) -> None:
 
     from plumbline import systems
     from plumbline.data.checks import CheckConfig
+    from plumbline.data.pair import PairConfig
     from plumbline.data.pseudo_labels import PseudoLabelConfig
+    from plumbline.overfit import OverfitConfig
     from plumbline.training import TrainConfig
 
     params = params_of(file)
     known = {"lr", "seed", "graph", "datasets", "checks", "suites", "systems", "train", "prediction", "evaluation"}
-    known |= {"pseudo_labels"}
+    known |= {"pseudo_labels", "pair", "overfit"}
     assert set(params) == known | {"report", "tracking", "sources"}
     for source in params["sources"].values():
         TypeAdapter(Source).validate_python(source)
@@ -182,6 +184,8 @@ def test_every_parameter_is_known_to_its_config(file: str) -> None:
         reader(dataset, name)
     sections(params, "suites", SuiteConfig)
     sections(params, "train", TrainConfig)
+    sections(params, "pair", PairConfig)
+    gates = sections(params, "overfit", OverfitConfig)
     for key, model in (
         ("checks", CheckConfig),
         ("pseudo_labels", PseudoLabelConfig),
@@ -194,6 +198,7 @@ def test_every_parameter_is_known_to_its_config(file: str) -> None:
     for name, own in params["systems"].items():
         with torch.device("meta"):
             systems.build(name, own or {})
+            systems.build(name, {**(own or {}), **(gates[name].system if name in gates else {})})
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in ROOT.glob("params.*.yaml")))
@@ -201,11 +206,25 @@ def test_a_params_file_trains_and_scores_what_it_names(file: str) -> None:
     params, graph = params_of(file), yaml.safe_load((ROOT / "dvc.yaml").read_text())
     assert {suite["dataset"] for suite in params["suites"].values()} <= set(params["datasets"])
     assert set(params["graph"]["datasets"]) <= set(params["datasets"])
-    for name, item in with_training(graph, params)["stages"]["train"]["foreach"].items():
+    graph = with_training(with_methods(graph, list(params["systems"])), params)
+    assert list(graph["stages"]["train"]["foreach"]) == list(params["train"])
+    for name, item in graph["stages"]["train"]["foreach"].items():
         own = params["train"][name]
         assert set(item["suites"].values()) == {*own["train_suites"], own["val_suite"]}
         assert set(item["datasets"].values()) <= set(params["graph"]["datasets"])
         assert not own.get("init_from") or own["init_from"] in item["learns"].values()
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in ROOT.glob("params*.yaml")))
+def test_every_method_is_asked_by_a_suite_and_every_suite_asks_one(file: str) -> None:
+    from plumbline.prediction import asked_suites, check_methods
+
+    params = params_of(file)
+    suites = sections(params, "suites", SuiteConfig)
+    check_methods(suites, params["systems"])
+    assert all(asked_suites(method, suites) for method in params["systems"])
+    tests = [suite for suite in suites.values() if suite.is_test]
+    assert all(any(suite.asks(method) for method in params["systems"]) for suite in tests)
 
 
 def test_the_graph_and_params_name_the_same_things() -> None:
@@ -214,6 +233,24 @@ def test_the_graph_and_params_name_the_same_things() -> None:
     assert list(stages["train"]["foreach"]) == list(params["train"])
     assert set(params["graph"]["datasets"]) == set(params["datasets"])
     assert {suite["dataset"] for suite in params["suites"].values()} <= set(params["datasets"])
+
+
+def test_every_trained_system_passes_a_gate_that_no_step_size_reaches() -> None:
+    params, stages = load_params(ROOT / "params.yaml"), yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert list(stages["overfit_pair"]["foreach"]) == list(stages["extract_pair"]["foreach"]) == list(params["train"])
+    assert list(params["overfit"]) == list(params["pair"]) == list(params["train"])
+    for stage in ("extract_pair", "overfit_pair"):
+        assert not {"lr", "train"} & {key.split(".")[0] for key in stages[stage]["do"]["params"]}
+    assert "runs/overfit/${key}/passed.json" in stages["train"]["do"]["deps"]
+    for name, own in params["pair"].items():
+        assert stages["extract_pair"]["foreach"][name] == {"dataset": f"${{pair.{name}.dataset}}"}
+        assert own["dataset"] in params["graph"]["datasets"]
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in ROOT.glob("params.*.yaml")))
+def test_a_params_file_has_the_samples_of_its_gates(file: str) -> None:
+    params = params_of(file)
+    assert all(params["pair"][name]["dataset"] in params["graph"]["datasets"] for name in params["train"])
 
 
 def test_no_two_stages_share_an_output() -> None:
