@@ -1,8 +1,7 @@
 """The one interface of all rasterisers."""
 
-import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from plumbline.rendering import dense, projection
+from plumbline.rendering import dense, projection, tiles
 from plumbline.rendering.cameras import Cameras
 from plumbline.rendering.gaussians import Gaussians
 from plumbline.rendering.rules import GSPLAT, Rules
@@ -53,38 +52,37 @@ def render(
     opacities, background and cameras; the order by depth is held fixed. The same inputs give bitwise the same result.
     backend: `dense` (every Gaussian at every pixel: slow, readable), `torch` (tiles; CPU and CUDA), `compiled` (numba; CPU),
     `gsplat` (CUDA; its own rules, so that pixels differ from ours by at most about 0.01), `auto`: compiled or gsplat where
-    installed and fit, else torch. pair_budget: splats x pixels that torch holds at once; its memory is about 60 bytes each.
+    installed and fit, else torch. pair_budget: splats x pixels that torch holds at once, at about 60 bytes each.
     ValueError: shapes, devices or precisions that do not fit, values that are not finite, a backend that cannot run here.
     """
     check(gaussians, cameras, size)
     name = chosen_backend(backend, gaussians.means)
     if background is None:
         background = gaussians.means.new_zeros(3)
-    if name == "gsplat":
-        from plumbline.rendering.gsplat_backend import composite
-
-        composited = composite(gaussians, cameras, size, rules)
-    else:
-        splats = projection.project(gaussians, cameras, size, rules)
-        composited = _composite(name, pair_budget)(splats, size, rules)
+    # Half precision would put splats in wrong places: pixels take 10 bits, and depth decides the order.
+    with torch.autocast(gaussians.means.device.type, enabled=False):
+        composited = _composited(name, gaussians, cameras, size, rules, pair_budget)
     colour, depth, alpha = torch.split(composited, [3, 1, 1], dim=2)
     back = background.to(colour).expand(*colour.shape[:2], 3)[..., None, None]
     return Rendering(colour + (1 - alpha) * back, depth[:, :, 0], alpha[:, :, 0])
 
 
-Composite = Callable[[projection.Splats, tuple[int, int], Rules], Tensor]
+def _composited(
+    name: str, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], rules: Rules, pair_budget: int | None
+) -> Float[Tensor, "b v 5 h w"]:
+    """Red, green, blue, z and alpha. A backend is imported when it is chosen, since numba and gsplat are optional."""
+    if name == "gsplat":
+        from plumbline.rendering.gsplat_backend import composite as by_gsplat
 
-
-def _composite(name: str, pair_budget: int | None) -> Composite:
+        return by_gsplat(gaussians, cameras, size, rules)
+    splats = projection.project(gaussians, cameras, size, rules)
     if name == "dense":
-        return dense.composite
+        return dense.composite(splats, size, rules)
     if name == "compiled":
-        from plumbline.rendering.compiled import composite
+        from plumbline.rendering.compiled import composite as by_loops
 
-        return composite
-    from plumbline.rendering.tiles import composite as in_tiles
-
-    return functools.partial(in_tiles, pair_budget=pair_budget)
+        return by_loops(splats, size, rules)
+    return tiles.composite(splats, size, rules, pair_budget=pair_budget)
 
 
 _MISSING: Mapping[str, str] = {
@@ -142,6 +140,8 @@ def check(gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> None
             f"K {tuple(cameras.K.shape)} and world_T_cam {tuple(cameras.world_T_cam.shape)}; expected ({b}, v, 3, 3) and "
             f"({b}, v, 4, 4) for Gaussians of {b} scenes"
         )
+    if (torch.as_tensor(cameras.near) < 0).any():
+        raise ValueError(f"near {cameras.near}; expected 0 or more: what is behind a camera has no picture")
     if min(size) < 1:
         raise ValueError(f"size {size}; expected height and width of at least 1 pixel")
     _check_values(gaussians, cameras)
@@ -150,6 +150,10 @@ def check(gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> None
 def _check_values(gaussians: Gaussians, cameras: Cameras) -> None:
     values = {name: getattr(gaussians, name) for name in ("means", "covariances", "harmonics", "opacities")}
     values |= {"K": cameras.K, "world_T_cam": cameras.world_T_cam}
+    if gaussians.means.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"Gaussians are {gaussians.means.dtype}; expected float32 or float64: .to(dtype=torch.float32)"
+        )
     for name, value in values.items():
         if value.dtype != gaussians.means.dtype or value.device != gaussians.means.device:
             raise ValueError(

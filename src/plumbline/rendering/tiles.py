@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plumbline.rendering.compositing import CENTRE, COLUMNS, CONIC, FEATURES, LOG_OPACITY, Bins, Engine, into_tiles
@@ -18,7 +18,10 @@ from plumbline.rendering.compositing import composite as composite_with
 from plumbline.rendering.projection import Splats
 from plumbline.rendering.rules import ALPHA_MIN, Rules
 
-TILE = 4
+# Sides of tiles in pixels: small ones waste least on small splats, large ones list large splats seldom.
+SIDES = (4, 8, 16, 32)
+# Pairs of a tile and a splat up to which smaller tiles are taken; a pair takes about 60 bytes while the list is made.
+MOST_PAIRS = 1 << 22
 # Splats taken at once by a tile.
 RUN = 32
 # Pixels x splats of a block: on a CPU what its second-level cache holds, on a GPU enough to fill it.
@@ -33,11 +36,17 @@ def composite(
     """The features of all splats, composited front to back at every pixel; a channel of ones gives alpha."""
     budget = pair_budget or (CPU_BUDGET if splats.z.device.type == "cpu" else GPU_BUDGET)
     engine = Engine(
-        functools.partial(into_tiles, tile=TILE),
+        _bins,
         functools.partial(_forward, budget=budget),
         functools.partial(_backward, budget=budget),
     )
     return composite_with(splats, size, rules, engine)
+
+
+def _bins(z: Float[Tensor, " n"], drawn: Bool[Tensor, " n"], box: Int[Tensor, "n 4"], size: tuple[int, int]) -> Bins:
+    spans = (box[:, 2:] - box[:, :2])[drawn].to(torch.float32)
+    sides = (side for side in SIDES if float((spans / side + 1).prod(dim=1).sum()) <= MOST_PAIRS)
+    return into_tiles(z, drawn, box, size, tile=next(sides, SIDES[-1]))
 
 
 def _forward(
@@ -133,7 +142,8 @@ class _Work:
         counts = self.bins.starts.diff()
         order = counts.argsort(descending=True, stable=True)
         order = order[: int((counts > 0).sum())]
-        yield from torch.split(order, max(1, budget // (RUN * self.bins.tile**2)))
+        # An empty tensor would be split into one group of no tiles.
+        yield from () if len(order) == 0 else torch.split(order, max(1, budget // (RUN * self.bins.tile**2)))
 
     def runs(self, tiles: Int[Tensor, " t"], through: Float[Tensor, "t p 1"]) -> Iterator[tuple[Tensor, _Run]]:
         """Run after run of a group's tiles, with the positions of those that still have splats and pixels to see them."""
