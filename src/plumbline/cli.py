@@ -282,6 +282,41 @@ def extract_pair(
 
 
 @app.command(
+    epilog="Examples:\n\nplumbline render --ply room.ply --cameras data/scenes/rgbd/room --out pictures"
+    "\n\nplumbline render --ply room.ply --cameras cameras.json --size 480 640 --out pictures --orbit orbit.gif"
+)
+def render(
+    ply: Annotated[Path, typer.Option(help="Gaussians, in the PLY layout of 3-D Gaussian splatting.")],
+    cameras: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            help="JSON with K (pixels) and world_T_cam (4x4 each, OpenCV axes), or a canonical scene's folder.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and depth.")],
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="H W", help="Size of the pictures. Default: what K is for.")
+    ] = None,
+    orbit: Annotated[str | None, typer.Option(metavar="NAME", help="Write a short orbit too: a .gif or .mp4.")] = None,
+    background: Annotated[tuple[float, float, float], typer.Option(metavar="R G B", help="Each from 0 to 1.")] = (
+        0,
+        0,
+        0,
+    ),
+    near: Annotated[float, typer.Option(help="Nearer than this nothing is drawn (the scene's unit).")] = 0.1,
+    backend: Annotated[
+        Literal["auto", "torch", "compiled", "gsplat", "dense"],
+        typer.Option(help="auto: the fastest that is installed."),
+    ] = "auto",
+) -> None:
+    """Pictures and depth of Gaussians from given cameras. Writes <camera>.png and <camera>_depth.npy (z, 0 = none)."""
+    from plumbline.render_ply import Request, render_command
+
+    typer.echo(render_command(Request(ply, cameras, size, out, background, near, backend, orbit)))
+
+
+@app.command(
     epilog="Examples:\n\nplumbline doctor deltaz"
     "\n\nplumbline doctor deltas --suite sun3d_train_gap10 --weights runs/train/deltas"
     "\n\nplumbline doctor vggt --root .runs/single_pair"

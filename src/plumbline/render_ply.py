@@ -125,7 +125,7 @@ def _json_cameras(path: Path, size: tuple[int, int] | None) -> Shots:
     if not isinstance(said, dict) or not {"K", "world_T_cam"} <= set(said):
         raise DataError(f"{path}: {_EXPECTED}.")
     world_T_cam = _stack(path, said, "world_T_cam", 4)
-    K, own = _stack(path, said, "K", 3), said.get("size", size)
+    K, own = _stack(path, said, "K", 3), said.get("size") or size
     if own is None:
         raise DataError(f'{path}: has no "size" that K is for. Add it there, or give --size HEIGHT WIDTH.')
     if len(K) not in (1, len(world_T_cam)):
