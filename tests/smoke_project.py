@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from plumbline.config import load_params
+from plumbline.config import Dumper, load_params
 from plumbline.runs import clone_worktree, merged
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ def make_project(folder: Path) -> Project:
     clone_worktree(ROOT, folder)
     (folder / ".dvc" / "config.local").unlink()
     params = merged(load_params(ROOT / "params.yaml"), load_params(SMOKE))
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.dump(params, Dumper=Dumper, sort_keys=False))
     for stale in ("dvc.lock", "reports/metrics.json", "reports/headline.json"):
         (folder / stale).unlink(missing_ok=True)
     (folder.parent / "gitconfig").write_text(

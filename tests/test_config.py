@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from plumbline.config import DatasetConfig, SuiteConfig, load_params, parse, parse_value, section
+from plumbline.config import DatasetConfig, Dumper, SuiteConfig, load_params, parse, parse_value, section
 from plumbline.errors import ConfigError
 
 DATASET = {
@@ -28,6 +29,20 @@ def test_numbers_are_read_as_dvc_writes_them(tmp_path: Path, text: str, expected
 
 def test_names_that_look_like_numbers_stay_text() -> None:
     assert parse_value("20140112151017.txt") == "20140112151017.txt"
+
+
+def test_what_is_written_reads_back_as_it_was() -> None:
+    values = {
+        "scenes": ["0001", "0008", "0017"],
+        "lr": "5e-05",
+        "name": "scan1",
+        "steps": 8,
+        "rate": 1e-4,
+        "none": None,
+    }
+    text = yaml.dump({**values, "again": values["scenes"]}, Dumper=Dumper, sort_keys=False)
+    assert parse_value(text) == {**values, "again": values["scenes"]}
+    assert "&" not in text and "name: scan1" in text
 
 
 def test_a_section_is_typed_and_frozen() -> None:

@@ -58,6 +58,12 @@ TRAINED = {
         "learns": dict.fromkeys("abc", "data/pseudo_labels/sun3d"),
     },
 }  # fmt: skip
+ALONE = {
+    "code": "src/v",
+    "datasets": {"a": "sun3d", "b": "sun3d"},
+    "suites": {"a": "sun3d_train", "b": "sun3d_val"},
+    "learns": dict.fromkeys("abc", "src/v"),
+}
 
 
 def training(**deltas: object) -> dict:
@@ -88,6 +94,17 @@ def test_training_waits_for_what_it_learns_from() -> None:
         runs.with_training(graph, three)
 
 
+def test_a_system_that_learns_from_suites_alone_keeps_its_places() -> None:
+    def item(**train: object) -> dict:
+        params = {**training(), "train": {"vggt": {"train_suites": ["sun3d_train"], "val_suite": "sun3d_val", **train}}}
+        graph = {"stages": {"train": {"foreach": {"vggt": ALONE}, "do": {}}}}
+        return runs.with_training(graph, params)["stages"]["train"]["foreach"]["vggt"]
+
+    assert item() == ALONE
+    assert item(train_suites=["dtu_train"])["datasets"] == {"a": "dtu", "b": "sun3d"}
+    assert item(init_from="/weights.pt")["learns"] == dict.fromkeys("abc", "/weights.pt")
+
+
 def test_a_method_that_the_graph_lacks_is_predicted_and_scored() -> None:
     item = {"code": "x", "weights": "x", "initial": "x"}
     stages = {
@@ -101,6 +118,22 @@ def test_a_method_that_the_graph_lacks_is_predicted_and_scored() -> None:
     assert changed["evaluate"]["foreach"] == ["a", "perturbed", "file"]
     assert changed["report"]["deps"] == ["scores/a", "scores/perturbed", "scores/file"]
     assert list(stages["predict"]["foreach"]) == ["a"]
+
+
+def test_a_method_that_params_lack_leaves_the_graph() -> None:
+    item = {"code": "x", "weights": "x", "initial": "x"}
+    stages = {
+        "train": {"foreach": {"b": {}}, "do": {"deps": ["runs/overfit/b"]}},
+        "predict": {"foreach": {"a": item, "b": item}, "do": {}},
+        "evaluate": {"foreach": ["a", "b"]},
+        "report": {
+            "deps": ["runs/train/b", "runs/overfit/b", "predictions/b", "scores/a", "scores/b", "data/scenes/b"]
+        },
+    }
+    changed = runs.with_methods({"stages": stages}, ["a"])["stages"]
+    assert changed["train"]["foreach"] == {}
+    assert list(changed["predict"]["foreach"]) == changed["evaluate"]["foreach"] == ["a"]
+    assert changed["report"]["deps"] == ["scores/a", "data/scenes/b"]
 
 
 def git(folder: Path, *arguments: str) -> None:

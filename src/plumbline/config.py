@@ -31,6 +31,24 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
 
 
+class Dumper(yaml.SafeDumper):
+    """YAML that reads back as it was: PyYAML leaves the texts 0008 and 5e-05 bare, which `_Loader` and DVC take for numbers."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors: a list that stands in three places is written three times."""
+        return True
+
+
+def _as_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    quoted = dumper.represent_str(text)
+    if quoted.style is None and not isinstance(yaml.load(text, Loader=_Loader), str):  # noqa: S506  a SafeLoader
+        quoted.style = "'"
+    return quoted
+
+
+Dumper.add_representer(str, _as_text)
+
+
 class Section(BaseModel):
     """Base of all configs: unknown keys are refused, values are frozen, lists become tuples."""
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import yaml
 
-from plumbline.config import load_params, value
+from plumbline.config import Dumper, load_params, value
 from plumbline.errors import ConfigError, PlumblineError
 from plumbline.files import atomic_path, read_json
 
 _SCENE_FILES = re.compile(r"^data/(scenes|checks)/(\w+)$")
+# Below these folders each method has one of its own.
+_MADE = ("data/pair", "runs/overfit", "runs/train", "predictions", "scores")
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 
 
@@ -32,8 +34,8 @@ def run_params(params: Path, *, name: str, root: Path) -> int:
     _write_yaml(clone / "params.yaml", complete)
     graph = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     graph = with_datasets(graph, value(usual, "graph.datasets"), value(complete, "graph.datasets"))
-    graph = with_training(graph, complete)
-    _write_yaml(clone / "dvc.yaml", with_methods(graph, list(value(complete, "systems"))))
+    graph = with_methods(graph, list(value(complete, "systems")))
+    _write_yaml(clone / "dvc.yaml", with_training(graph, complete))
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "repro"], cwd=clone, env=_environment(clone), check=False
     ).returncode
@@ -111,11 +113,19 @@ def _training_item(name: str, item: Mapping[str, Any], params: Mapping[str, Any]
     config = value(params, f"train.{name}")
     suites = list(dict.fromkeys([*config["train_suites"], config["val_suite"]]))
     datasets = list(dict.fromkeys(value(params, f"suites.{suite}.dataset") for suite in suites))
-    source = item["learns"]["a"].rpartition("/")[0]
-    learns = [f"{source}/{part}" for part in (datasets if source == "data/pseudo_labels" else suites)]
-    learns += [config["init_from"]] if config.get("init_from") else []
+    learns = _learnt(item, datasets, suites)
+    # A place stays with the system's code where there is nothing but suites to learn from.
+    learns += [config["init_from"]] if config.get("init_from") else ([] if learns else [item["code"]])
     wanted = {"datasets": datasets, "suites": suites, "learns": learns}
     return {**item, **{kind: _placed(item[kind], found, f"train.{name}: {kind}") for kind, found in wanted.items()}}
+
+
+def _learnt(item: Mapping[str, Any], datasets: Sequence[str], suites: Sequence[str]) -> list[str]:
+    first = item["learns"]["a"]
+    if first == item["code"]:
+        return []
+    source = first.rpartition("/")[0]
+    return [f"{source}/{part}" for part in (datasets if source == "data/pseudo_labels" else suites)]
 
 
 def _placed(places: Mapping[str, str], values: Sequence[str], where: str) -> dict[str, str]:
@@ -127,11 +137,13 @@ def _placed(places: Mapping[str, str], values: Sequence[str], where: str) -> dic
 
 
 def with_methods(graph: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
-    """dvc.yaml's content with `methods` it lacks (another estimator's depth in files, perturbed truth) predicted and scored.
+    """dvc.yaml's content with `methods` and no others: each predicted and scored, those that are trained also trained.
 
-    A method that is not in the graph is one that is not trained: its code is all it is made from.
+    A method that the graph lacks (another estimator's depth in files, perturbed truth) is one that is not trained: its code is
+    all it is made from. Of one that `methods` lacks every item goes, and whatever the report reads of it.
     """
-    stages = dict(graph["stages"])
+    dropped = [method for method in graph["stages"]["predict"]["foreach"] if method not in methods]
+    stages = {name: _without(body, dropped) for name, body in graph["stages"].items()}
     items = dict(stages["predict"]["foreach"])
     new = [method for method in methods if method not in items]
     for method in new:
@@ -142,6 +154,26 @@ def with_methods(graph: Mapping[str, Any], methods: Sequence[str]) -> dict[str, 
     scores = [f"scores/{method}" for method in new]
     stages["report"] = {**stages["report"], "deps": [*stages["report"]["deps"], *scores]}
     return {**graph, "stages": stages}
+
+
+def _without(stage: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """A stage without the items of `methods`, and without deps on what those make or parameters of theirs."""
+    made = {f"{folder}/{method}" for method in methods for folder in _MADE}
+    body: dict[str, Any] = dict(stage)
+    if "do" in body:
+        body["do"] = _without(body["do"], methods)
+    if "deps" in body:
+        body["deps"] = [dep for dep in body["deps"] if dep not in made]
+    if "params" in body:
+        # DVC refuses a stage that names a parameter which is not there.
+        gone = tuple(f"{section}.{method}." for method in methods for section in ("systems", "train"))
+        body["params"] = [key for key in body["params"] if not key.startswith(gone)]
+    items = body.get("foreach")
+    if isinstance(items, Mapping):
+        body["foreach"] = {name: item for name, item in items.items() if name not in methods}
+    elif isinstance(items, list):
+        body["foreach"] = [item for item in items if item not in methods]
+    return body
 
 
 def clone_worktree(root: Path, clone: Path) -> None:
@@ -180,7 +212,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        text = yaml.dump(dict(content), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _git(folder: Path, *arguments: str) -> str:
