@@ -34,11 +34,11 @@ def ssim_error(
 ) -> Scalar:
     """1 - the mean structural similarity (see `ssim_map`), at pixels whose window lies within the image.
 
-    Outside the mask the two images are made the same first, so that a window half outside it is not disturbed.
+    Outside the mask both images are made black first, so that nothing there counts in windows half outside it.
     """
     edge = _WINDOW // 2
     inner = None if mask is None else mask[..., edge:-edge, edge:-edge]
-    return _mean(1 - ssim_map(only_where(rendered, seen, mask), seen).mean(dim=-3), inner)
+    return _mean(1 - ssim_map(only_where(rendered, mask), only_where(seen, mask)).mean(dim=-3), inner)
 
 
 def ssim_map(one: Float[Tensor, "*n c h w"], other: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h2 w2"]:
@@ -101,11 +101,9 @@ def intermediate_weights(count: int, decay: float = 0.9) -> list[float]:
     return [decay ** (count - 1 - index) for index in range(count)]
 
 
-def only_where(
-    rendered: Float[Tensor, "*n 3 h w"], seen: Float[Tensor, "*n 3 h w"], mask: Bool[Tensor, "*n h w"] | None
-) -> Float[Tensor, "*n 3 h w"]:
-    """`rendered` inside the mask and `seen` outside, for terms that look at neighbourhoods."""
-    return rendered if mask is None else torch.where(mask[..., None, :, :], rendered, seen)
+def only_where(image: Float[Tensor, "*n 3 h w"], mask: Bool[Tensor, "*n h w"] | None) -> Float[Tensor, "*n 3 h w"]:
+    """`image` inside the mask and black outside, for terms that look at neighbourhoods."""
+    return image if mask is None else torch.where(mask[..., None, :, :], image, 0.0)
 
 
 def _mean(x: Float[Tensor, "*n h w"], mask: Bool[Tensor, "*n h w"] | None) -> Scalar:

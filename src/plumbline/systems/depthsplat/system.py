@@ -137,8 +137,8 @@ class System(nn.Module):
             terms["ssim"] = losses.ssim_error(picture, seen.image, mask)
         if (distance := self._distance(seen.image)) is not None:
             # Rendered colours are not held to 1; LPIPS takes them as they are, as the published training does.
-            inside = losses.only_where(picture, seen.image, mask)
-            terms["lpips"] = distance(inside.flatten(0, 1), seen.image.flatten(0, 1)).mean()
+            inside = (losses.only_where(image, mask).flatten(0, 1) for image in (picture, seen.image))
+            terms["lpips"] = distance(*inside).mean()
         return terms
 
     def _context_terms(self, depth: Float[Tensor, "b v h w"], batch: Batch) -> dict[str, Tensor]:
