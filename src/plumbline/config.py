@@ -40,10 +40,10 @@ class Dumper(yaml.SafeDumper):
 
 
 def _as_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    quoted = dumper.represent_str(text)
-    if quoted.style is None and not isinstance(yaml.load(text, Loader=_Loader), str):  # noqa: S506  a SafeLoader
-        quoted.style = "'"
-    return quoted
+    node = dumper.represent_str(text)
+    if _Loader("").resolve(yaml.ScalarNode, text, (True, False)) != node.tag:
+        node.style = "'"
+    return node
 
 
 Dumper.add_representer(str, _as_text)
