@@ -182,8 +182,9 @@ def test_the_network_sees_the_pair_as_it_is_in_patches_that_tile_it(made: Path, 
     assert all(size % own["patch"] == 0 for size in params["datasets"]["aerialmd"]["size"])
     assert set(own["augment"].values()) == {0.0} and own["preset"] == "tiny"
     base = load_params(ROOT / "params.yaml")
-    large = yaml.safe_load(params_text(PAIR, {"size": [476, 518]}, base, tmp_path))["systems"]["vggt"]
-    assert large["patch"] == 28
+    large = runs.merged(base, yaml.safe_load(params_text(PAIR, {"size": [476, 518]}, base, tmp_path)))
+    assert large["systems"]["vggt"]["patch"] == 28
+    assert "threads" not in large["overfit"]["vggt"] and params["overfit"]["vggt"]["threads"] == 1
     base["systems"]["vggt"] = {"preset": "full"}
     assert "patch" not in yaml.safe_load(params_text(PAIR, {"size": [476, 518]}, base, tmp_path))["systems"]["vggt"]
 

@@ -191,11 +191,11 @@ def _training(found: Examination) -> Group:
     )
     table.add_row("optimiser", _optimiser(config))
     parts = f", in {config.accumulate} parts" if config.accumulate > 1 else ""
-    table.add_row("batch", f"{config.batch_size} samples{parts}; {config.steps} steps")
+    table.add_row("batch", f"{_plural(config.batch_size, 'sample')}{parts}; {config.steps} steps")
     table.add_row(
         "learns from", f"{', '.join(config.train_suites)}; validated on {config.val_suite} every {config.val_every}"
     )
-    threads = f", {config.threads} threads" if config.threads else ""
+    threads = f", {_plural(config.threads, 'thread')}" if config.threads else ""
     table.add_row("computes", f"{found.device}{threads}, {found.precision}")
     if found.cost is not None:
         table.add_row("a step", _cost(found.cost, config.steps))
@@ -272,6 +272,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if value == 0 or 1e-3 <= abs(value) < 1e5 or not math.isfinite(value) else f"{value:.2e}"
+
+
+def _plural(count: int, name: str) -> str:
+    return f"{count} {name}{'s' if count > 1 else ''}"
 
 
 def _count(count: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float32
 
-from plumbline.config import DatasetConfig, SuiteConfig, load_params, parse, section, sections
+from plumbline.config import DatasetConfig, Dumper, SuiteConfig, load_params, parse, section, sections
 from plumbline.data import aerialmd
 from plumbline.data.aerialmd_pair import (
     INDICES,
@@ -42,7 +42,6 @@ PARAMS = "params.yaml"
 _DATASET, _SUITE, _SYSTEM = "aerialmd", "pair", "vggt"
 # Methods that need no training, one of depth each and one of cameras. A mean pose of one pair would be its pose.
 _COMPARED = ("constant", "plane_sweep", "identity")
-_THREADS = 2
 # Sides of more patches than this cost minutes a hundred steps on two cores: patches are then twice as large.
 _MANY_PATCHES = 20
 # VGGT's single-pair recipe: squares of 518 pixels, of which batches of height over width 0.92 are cut: 476x518.
@@ -193,24 +192,26 @@ def params_text(pair: IndexedPair, dataset: Mapping[str, Any], base: Mapping[str
         f"#   {run_command(out / PARAMS)}",
         '# What is not here is as in params.yaml; a key with "!" replaces its whole section, null takes it out.',
     ]
-    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    text = yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
     return "\n".join([*lines, "", text])
 
 
 def _methods(base: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
     """Sections of all that predicts: VGGT and what it is compared with; all other systems go."""
     others = {name: dict.fromkeys(set(base.get(name) or {}) - {_SYSTEM}) for name in ("train", "pair", "overfit")}
+    # Small products are as fast on one core.
+    threads = {"threads": None} if _is_large(size) else {}
     found: dict[str, Any] = {
         "systems": {
             **dict.fromkeys(sorted(set(base["systems"]) - {_SYSTEM, *_COMPARED})),
             _SYSTEM: _system(base["systems"].get(_SYSTEM) or {}, size),
         },
-        "train": {**_sorted(others["train"]), _SYSTEM: _training()},
+        "train": {**_sorted(others["train"]), _SYSTEM: {**_training(), **threads}},
     }
     if "pair" in base:
         found["pair"] = {**_sorted(others["pair"]), f"{_SYSTEM}!": _sample()}
     if "overfit" in base:
-        found["overfit"] = {**_sorted(others["overfit"]), _SYSTEM: {"threads": _THREADS}}
+        found["overfit"] = {**_sorted(others["overfit"]), **({_SYSTEM: threads} if threads else {})}
     return found
 
 
@@ -228,26 +229,18 @@ def _system(own: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
     still = dict.fromkeys(("flip", "zoom", "brightness", "contrast", "gamma", "colour", "image_noise", "degrade"), 0.0)
     if own.get("preset") != "tiny":
         return {"augment": still}
-    return {"patch": _PATCH if max(size) <= _MANY_PATCHES * _PATCH else 2 * _PATCH, "augment": still}
+    return {"patch": 2 * _PATCH if _is_large(size) else _PATCH, "augment": still}
 
 
-class _Dumper(yaml.SafeDumper):
-    """YAML without anchors: a list that stands in three places is written three times."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _predicted(own: Mapping[str, Any]) -> dict[str, int]:
-    """How many of the two images a system's gate is to predict, where that is not one."""
-    return {"predict_views": min(own["predict_views"], 2)} if "predict_views" in own else {}
+def _is_large(size: Sequence[int]) -> bool:
+    return max(size) > _MANY_PATCHES * _PATCH
 
 
 def _training() -> dict[str, Any]:
     """A short training on the pair itself: what its losses end at is to be seen in validation as well."""
     suites = {"train_suites": [f"{_SUITE}_train"], "val_suite": f"{_SUITE}_val"}
     steps = {"steps": 150, "schedule!": {"kind": "cosine", "warm_up": 8}, "val_every": 50, "checkpoint_every": 50}
-    return {**suites, **steps, "sampling": "uniform", "batch_size": 1, "accumulate": 1, "threads": _THREADS}
+    return {**suites, **steps, "sampling": "uniform", "batch_size": 1, "accumulate": 1}
 
 
 def run_command(params: Path) -> str:
