@@ -142,7 +142,7 @@ def _gaussians(path: Path, vertices: np.ndarray, rest: int) -> Gaussians:
         stacked = np.stack([vertices[name] for name in names], axis=-1) if names else np.empty((len(vertices), 0))
         return torch.from_numpy(stacked.astype(np.float64))
 
-    further = columns([f"f_rest_{i}" for i in range(rest)]).reshape(-1, 3, rest // 3)
+    further = columns([f"f_rest_{i}" for i in range(rest)]).reshape(len(vertices), 3, rest // 3)
     harmonics = torch.cat([columns(_DIRECT)[..., None], further], dim=-1)
     scales, rotations = columns(_SCALES).exp(), columns(_ROTATION).roll(-1, dims=-1)
     if not all(value.isfinite().all() for value in (harmonics, scales, rotations)) or not rotations.any(dim=-1).all():

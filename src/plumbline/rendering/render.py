@@ -49,7 +49,8 @@ def render(
     """Pictures of `size` (height, width) of each scene from each of its cameras, on the Gaussians' device, in their precision.
 
     background: black, one colour, or one a scene and view ("b v 3"). Differentiable in means, covariances, harmonics,
-    opacities, background and cameras; the order by depth is held fixed. The same inputs give bitwise the same result.
+    opacities, background and cameras; the order by depth is held fixed. The same inputs give bitwise the same result
+    (gsplat's gradients excepted).
     backend: `dense` (every Gaussian at every pixel: slow, readable), `torch` (tiles; CPU and CUDA), `compiled` (numba; CPU),
     `gsplat` (CUDA; its own rules, so that pixels differ from ours by at most about 0.01), `auto`: compiled or gsplat where
     installed and fit, else torch. pair_budget: splats x pixels that torch holds at once, at about 60 bytes each.
