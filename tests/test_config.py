@@ -40,6 +40,7 @@ def test_what_is_written_reads_back_as_it_was() -> None:
         "rate": 1e-4,
         "none": None,
     }
+    values["steps"] = "Log in: accept the terms, then (see FILE) run it.\nThat is all."
     text = yaml.dump({**values, "again": values["scenes"]}, Dumper=Dumper, sort_keys=False)
     assert parse_value(text) == {**values, "again": values["scenes"]}
     assert "&" not in text and "name: scan1" in text

@@ -41,7 +41,7 @@ class Dumper(yaml.SafeDumper):
 
 def _as_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     node = dumper.represent_str(text)
-    if _Loader("").resolve(yaml.ScalarNode, text, (True, False)) != node.tag:
+    if _Loader("").resolve(yaml.ScalarNode, text, (True, False)) != node.tag:  # type: ignore[no-untyped-call]
         node.style = "'"
     return node
 
