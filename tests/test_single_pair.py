@@ -18,6 +18,7 @@ from plumbline.data import aerialmd
 from plumbline.data.aerialmd_index import read_index
 from plumbline.data.aerialmd_pair import IndexedPair
 from plumbline.data.exr import read_exr
+from plumbline.data.manifest import list_files
 from plumbline.data.pair import PairConfig, extract_pair, facts
 from plumbline.data.parse import parse_dataset
 from plumbline.data.synthetic import Config, generate
@@ -36,7 +37,7 @@ from plumbline.single_pair import (
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 96
-MADE = {"layout": "aerialmd", "scenes": ["0001", "0022"], "views": 5, "size": [SIDE, 128], "seed": 1}
+MADE = {"layout": "aerialmd", "scenes": ["0001", "0022"], "views": 5, "image_size": [SIDE, 128], "seed": 1}
 PAIR = IndexedPair(Path("train.npz"), 0, "0001", ("a", "b"), 1.0)
 RECORD = [("scene_id", int), ("im1_id", int), ("im2_id", int), ("score", float)]
 
@@ -179,20 +180,24 @@ def test_the_params_file_gates_trains_and_scores_vggt_on_the_pair(made: Path, tm
 def test_the_network_sees_the_pair_as_it_is_in_patches_that_tile_it(made: Path, tmp_path: Path) -> None:
     _, params = run_params(made, tmp_path / "pair")
     own = params["systems"]["vggt"]
-    assert all(size % own["patch"] == 0 for size in params["datasets"]["aerialmd"]["size"])
+    assert all(size % own["patch"] == 0 for size in params["datasets"]["aerialmd"]["image_size"])
     assert set(own["augment"].values()) == {0.0} and own["preset"] == "tiny"
     base = load_params(ROOT / "params.yaml")
-    large = runs.merged(base, yaml.safe_load(params_text(PAIR, {"size": [476, 518]}, base, tmp_path)))
+    large = runs.merged(base, yaml.safe_load(params_text(PAIR, {"image_size": [476, 518]}, base, tmp_path)))
     assert large["systems"]["vggt"]["patch"] == 28
     assert "threads" not in large["overfit"]["vggt"] and params["overfit"]["vggt"]["threads"] == 1
     base["systems"]["vggt"] = {"preset": "full"}
-    assert "patch" not in yaml.safe_load(params_text(PAIR, {"size": [476, 518]}, base, tmp_path))["systems"]["vggt"]
+    assert (
+        "patch" not in yaml.safe_load(params_text(PAIR, {"image_size": [476, 518]}, base, tmp_path))["systems"]["vggt"]
+    )
 
 
 def test_the_params_file_reads_the_same_data_and_is_none_of_them(made: Path, tmp_path: Path) -> None:
     done, params = run_params(made, tmp_path / "pair")
     source = params["datasets"]["aerialmd"]["source"]
     assert source["path"] == str(tmp_path / "pair") and "params.yaml" not in str(source["patterns"])
+    listed = list_files(tmp_path / "pair", source["patterns"])
+    assert listed == [name for name in kept(tmp_path / "pair") if name not in {"params.yaml", "pair.json"}]
     scenes, scratch = tmp_path / "scenes/aerialmd", tmp_path / "scratch"
     parse_dataset("aerialmd", done.config, raw=tmp_path / "pair", identity="a", out=scenes, scratch=scratch)
     sample = PairConfig.model_validate({"dataset": "aerialmd", "sources": {"kind": "pairs", "count": 1}, "context": 2})
@@ -201,6 +206,14 @@ def test_the_params_file_reads_the_same_data_and_is_none_of_them(made: Path, tmp
         ((1, done.pair.score),),
         ((0, done.pair.score),),
     )
+
+
+def test_another_pair_in_the_same_folder_is_other_data_to_dvc(made: Path, tmp_path: Path) -> None:
+    sources = []
+    for row in (0, 1):
+        _, params = run_params(made, tmp_path / "pair", row=row, overwrite=True)
+        sources.append(params["datasets"]["aerialmd"]["source"])
+    assert sources[0] != sources[1] and sources[0]["path"] == sources[1]["path"]
 
 
 def test_the_gate_s_sample_is_moved_to_the_pair(made: Path, tmp_path: Path) -> None:
@@ -224,9 +237,9 @@ def test_without_the_project_there_is_no_params_file_and_no_folder(made: Path, t
 def test_sizes_are_those_of_the_recipe_where_the_images_allow_it() -> None:
     pair, plain = PAIR, Request(Path("r"), Path("i"), Path("o"))
     values = dataset_values(pair, plain, [(600, 800), (1080, 1920)], path=Path("o"), masks=True)
-    assert values["size"] == [476, 518] and values["options"]["crop"] == 518
+    assert values["image_size"] == [476, 518] and values["options"]["crop"] == 518
     small = dataset_values(pair, plain, [(600, 800), (240, 320)], path=Path("o"), masks=True)
-    assert small["size"] == [210, 238]
+    assert small["image_size"] == [210, 238]
     large = Request(Path("r"), Path("i"), Path("o"), size=(300, 200))
     with pytest.raises(
         ConfigError, match=r"--size 300 200: the images are cut to squares of 240 pixels.*at most 240 240"

@@ -1,5 +1,6 @@
 """`plumbline extract-pair`: one pair of AerialMegaDepth as a data set, with params for it, read back before it appears."""
 
+import glob
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -151,9 +152,10 @@ def dataset_values(
         raise ConfigError(f"--depth-range {near:g} {far:g}: expected the nearest and the farthest depth, in metres.")
     return {
         "format": "aerialmd",
-        # The params file lies there too: edited, it must not count as other data.
-        "source": {"kind": "folder", "path": str(path), "patterns": ["*.npz", f"{pair.scene}/**", f"{MASKS}/**"]},
-        "size": list(size),
+        # The params file lies there too: edited, it must not count as other data. Another pair in the same folder must, and
+        # DVC knows a folder by these values alone.
+        "source": {"kind": "folder", "path": str(path), "patterns": ["*.npz", *_patterns(pair)]},
+        "image_size": list(size),
         "depth_range": list(request.depth_range),
         # Train, validation and test are the same pair: their losses and metrics are to be equal.
         "split": {part: [pair.scene] for part in ("train", "val", "test")},
@@ -166,6 +168,12 @@ def dataset_values(
         "storage": "raw",
         "quarantine": {},
     }
+
+
+def _patterns(pair: IndexedPair) -> list[str]:
+    """Globs of the files of both images, label maps included."""
+    stems = [glob.escape(f"{pair.scene}/{tag}") for tag in pair.tags]
+    return [f"{folder}{stem}.*" for folder in ("", f"{MASKS}/") for stem in stems]
 
 
 def suite_values(split: str) -> dict[str, Any]:
@@ -183,7 +191,7 @@ def params_text(pair: IndexedPair, dataset: Mapping[str, Any], base: Mapping[str
             f"{_SUITE}_val": suite_values("val"),
             _SUITE: suite_values("test"),
         },
-        **_methods(base, dataset["size"]),
+        **_methods(base, dataset["image_size"]),
         "report": {"title": f"One pair: {pair.scene}, {pair.tags[0]} and {pair.tags[1]}", "systems": [_SYSTEM]},
     }
     lines = [
@@ -364,7 +372,7 @@ def report_lines(done: Extraction) -> list[str]:
     )
     lines = [
         f"{tick} configuration loaded  {escape(settings)}",
-        f"{tick} data set built        length {found.length}, {done.config.size[0]}x{done.config.size[1]} pixels",
+        f"{tick} data set built        length {found.length}, {done.config.image_size[0]}x{done.config.image_size[1]} pixels",
         f"{tick} loader built          a batch of {found.images[0]}",
         f"    seq_name  {escape(f'aerial_megadepth_{done.pair.scene}_0')}",
         escape(f"    images    {list(found.images)}"),
