@@ -123,7 +123,9 @@ def test_a_metric_without_a_value_is_absent_and_an_impossible_one_is_refused() -
     here = camera_errors(np.stack([pose(), pose(7, (1, 0, 0))]), np.stack([pose(), pose(3)]))
     assert set(summary([here])) == {"rotation_error_deg", "auc5", "auc10", "auc30"}
     for broken in (np.array([np.nan]), np.array([-0.5])):
-        with pytest.raises(DataError, match=r"vggt towns: focal_error median is .*; expected a finite number in \[0, inf\]"):
+        with pytest.raises(
+            DataError, match=r"vggt towns: focal_error median is .*; expected a finite number in \[0, inf\]"
+        ):
             summary([here], [broken], where="vggt towns")
     wrong = replace(here, rotation=np.array([200.0]))
     with pytest.raises(DataError, match=r"camera metrics: rotation_error_deg median is 200.0; .* in \[0, 180\]"):

@@ -15,7 +15,7 @@ from plumbline.errors import DataError
 PARAMS = """\
 lr: 1.0e-4
 datasets:
-  rooms: {size: [120, 160], depth_range: [0.5, 10.0]}
+  rooms: {image_size: [120, 160], depth_range: [0.5, 10.0]}
 suites:
   gap1: {dataset: rooms, max_samples: 8}
 systems:
@@ -130,7 +130,7 @@ def test_shares_are_better_when_higher_and_told_in_points(repo: Path) -> None:
 def test_a_suite_that_is_another_test_is_said(repo: Path) -> None:
     found = compare.compare(compare.read_experiments(repo, ["plain", "large"]))
     assert cells(found.metrics)["gap5.net.abs_rel"] == ("–", "0.1200")
-    assert found.notes[0] == "gap1 may not be the same test in all columns: they differ in datasets.rooms.size."
+    assert found.notes[0] == "gap1 may not be the same test in all columns: they differ in datasets.rooms.image_size."
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_suite_that_is_another_test_is_said(repo: Path) -> None:
         ("datasets.rooms.split.train", False),
         ("datasets.rooms.split", True),
         ("datasets.rooms.source.settings.seed", True),
-        ("datasets.halls.size", False),
+        ("datasets.halls.image_size", False),
         ("evaluation.average", True),
         ("systems.net.size", False),
     ],

@@ -11,7 +11,7 @@ from plumbline.errors import ConfigError
 DATASET = {
     "format": "dtu",
     "source": {"kind": "folder", "path": "x"},
-    "size": [128, 160],
+    "image_size": [128, 160],
     "depth_range": [0.4, 0.9],
     "split": "mvsnet",
 }
@@ -48,20 +48,20 @@ def test_what_is_written_reads_back_as_it_was() -> None:
 
 def test_a_section_is_typed_and_frozen() -> None:
     config = section({"datasets": {"dtu": DATASET}}, "datasets.dtu", DatasetConfig)
-    assert config.size == (128, 160)
+    assert config.image_size == (128, 160)
     with pytest.raises(ValueError, match="frozen"):
-        config.size = (1, 1)  # type: ignore[misc]
+        config.image_size = (1, 1)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sizes": [1, 2]}, r"datasets\.dtu\.sizes: unknown key\. Did you mean 'size'\?"),
+        ({"image_sizes": [1, 2]}, r"datasets\.dtu\.image_sizes: unknown key\. Did you mean 'image_size'\?"),
         (
             {"format": "dtv"},
             r"datasets\.dtu\.format: Input should be 'dtu', 'sun3d', 'rgbd', 'aerialmd' or 're10k' \(found 'dtv'\)",
         ),
-        ({"size": [4, 160]}, r"datasets\.dtu\.size\.0: Input should be greater than or equal to 8"),
+        ({"image_size": [4, 160]}, r"datasets\.dtu\.image_size\.0: Input should be greater than or equal to 8"),
         ({"depth_range": [0.9, 0.4]}, "expected 0 < nearest < farthest"),
     ],
 )
@@ -71,8 +71,8 @@ def test_errors_name_the_key(change: dict[str, object], message: str) -> None:
 
 
 def test_missing_keys_and_near_misses() -> None:
-    with pytest.raises(ConfigError, match=r"datasets\.dtu\.size: missing"):
-        parse({k: v for k, v in DATASET.items() if k != "size"}, DatasetConfig, where="datasets.dtu")
+    with pytest.raises(ConfigError, match=r"datasets\.dtu\.image_size: missing"):
+        parse({k: v for k, v in DATASET.items() if k != "image_size"}, DatasetConfig, where="datasets.dtu")
     with pytest.raises(ConfigError, match=r"'dtv' is not in datasets\. Did you mean 'dtu'"):
         section({"datasets": {"dtu": DATASET}}, "datasets.dtv", DatasetConfig)
     with pytest.raises(ConfigError, match=r"no such file\. Run from the project's root"):

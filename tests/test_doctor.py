@@ -221,9 +221,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from plumbline.data.synthetic import Config, generate
 
     root = tmp_path_factory.mktemp("project")
-    generate(Config(layout="aerialmd", scenes=("0001",), views=8, size=(64, 80), seed=0), root / "raw", workers=1)
+    generate(Config(layout="aerialmd", scenes=("0001",), views=8, image_size=(64, 80), seed=0), root / "raw", workers=1)
     dataset = {
-        "format": "aerialmd", "source": {"kind": "folder", "path": str(root / "raw")}, "size": [32, 32],
+        "format": "aerialmd", "source": {"kind": "folder", "path": str(root / "raw")}, "image_size": [32, 32],
         "depth_range": [1.0, 1000.0], "split": {"train": ["0001"]}, "storage": "raw",
     }  # fmt: skip
     rule = {"dataset": "aerialmd", "split": "train", "sources": {"kind": "pairs", "count": 1}}

@@ -77,8 +77,9 @@ def test_a_wider_range_leaves_the_cap_of_the_truth(experiments):
 
 
 def test_the_two_resolutions_see_the_same_field_of_view(experiments):
-    sizes = [section(experiments[f"deltas-{s}"], "datasets.sun3d", DatasetConfig).size for s in ("120x160", "240x320")]
-    raw = experiments["deltas-120x160"]["datasets"]["sun3d"]["source"]["settings"]["size"]
+    runs = [experiments[f"deltas-{size}"] for size in ("120x160", "240x320")]
+    sizes = [section(run, "datasets.sun3d", DatasetConfig).image_size for run in runs]
+    raw = experiments["deltas-120x160"]["datasets"]["sun3d"]["source"]["settings"]["image_size"]
     assert sizes == [(120, 160), (240, 320)]
     assert all(height * raw[1] == width * raw[0] for height, width in sizes)
 

@@ -51,7 +51,7 @@ def capture(tmp_path_factory):
     """Two generated SUN3D sequences: house/hall of 12 views, house/nook of 3."""
     out = tmp_path_factory.mktemp("raw")
     for name, views in (("house/hall", 12), ("house/nook", 3)):
-        sequence = {"layout": "sun3d", "scenes": [name], "views": views, "size": list(SIZE), "seed": 5}
+        sequence = {"layout": "sun3d", "scenes": [name], "views": views, "image_size": list(SIZE), "seed": 5}
         generate(Config.model_validate(sequence), out, workers=1)
     return out
 
@@ -103,7 +103,9 @@ def scan(tmp_path_factory):
     """One generated DTU scan, with masks and a pair list."""
     out = tmp_path_factory.mktemp("scan")
     generate(
-        Config.model_validate({"layout": "dtu", "scenes": ["scan1"], "views": 6, "size": [512, 640]}), out, workers=1
+        Config.model_validate({"layout": "dtu", "scenes": ["scan1"], "views": 6, "image_size": [512, 640]}),
+        out,
+        workers=1,
     )
     return out
 

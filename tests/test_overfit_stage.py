@@ -22,7 +22,7 @@ ROOMS = DatasetConfig.model_validate(
     {
         "format": "sun3d",
         "source": {"kind": "folder", "path": "x"},
-        "size": [24, 32],
+        "image_size": [24, 32],
         "depth_range": [0.5, 8.0],
         "split": {"train": SCENES},
     }

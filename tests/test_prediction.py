@@ -459,7 +459,12 @@ def train_split(tmp_path, **poses):
     for name, world_T_cam in poses.items():
         views = [View(f"{i}", image, K, world_T_cam=pose) for i, pose in enumerate(world_T_cam)]
         write_scene(tmp_path / "rooms" / name, dataset="rooms", name=name, views=views, depth_range=(0.5, 8.0))
-    values = {"format": "sun3d", "source": {"kind": "folder", "path": "raw"}, "size": (8, 8), "depth_range": (0.5, 8.0)}
+    values = {
+        "format": "sun3d",
+        "source": {"kind": "folder", "path": "raw"},
+        "image_size": (8, 8),
+        "depth_range": (0.5, 8.0),
+    }
     return {"rooms": DatasetConfig.model_validate({**values, "split": {"train": list(poses), "val": [], "test": []}})}
 
 

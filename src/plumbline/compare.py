@@ -31,7 +31,7 @@ DEFAULT_METRICS = ("abs_rel", "abs_rel_median")
 _NO_EXPERIMENTS = ("exec", "stash", "celery", "apply", "branch", "init")
 # What decides a suite's samples, which of their truth counts and how they are averaged; all else changes methods only.
 _OF_SUITE = frozenset({"dataset", "split", "sources", "max_samples", "depth_min", "depth_max"})
-_OF_DATASET = frozenset({"format", "source", "size", "split", "options", "resize", "quarantine"})
+_OF_DATASET = frozenset({"format", "source", "image_size", "split", "options", "resize", "quarantine"})
 _OF_ALL = frozenset({"average", "batch_size"})
 Key = tuple[str, str, str]
 

@@ -60,7 +60,7 @@ class DatasetConfig(Section):
 
     format: Literal["dtu", "sun3d", "rgbd", "aerialmd", "re10k"] = Field(description="reader module")
     source: Source = Field(description="where the raw files come from")
-    size: Size = Field(description="height and width of canonical images and depth, pixels")
+    image_size: Size = Field(description="height and width of canonical images and depth, pixels")
     depth_range: tuple[float, float] = Field(description="nearest and farthest depth a method may look for, metres")
     split: Literal["mvsnet", "scannet", "folders", "seeded"] | dict[Literal["train", "val", "test"], list[str]] = Field(
         description="mvsnet, scannet: the published lists of DTU, ScanNet v2; folders: scenes named train/, val/, test/; seeded: "

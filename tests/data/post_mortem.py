@@ -124,7 +124,7 @@ def write_raw(folder: Path, extent: Extent) -> dict[bool, Path]:
     for room in extent.rooms:
         # In the second place of a list the depth stream starts nine frames before colour and loses frames.
         scenes = ("apartment/unused", f"apartment/{room}")
-        config = synthetic.Config(layout="sun3d", scenes=scenes, views=extent.views, size=extent.raw)
+        config = synthetic.Config(layout="sun3d", scenes=scenes, views=extent.views, image_size=extent.raw)
         _plant_intrinsics(raws[False] / synthetic._make(config, 1, raws[False]), raws[True] / scenes[1])
     return raws
 

@@ -526,7 +526,7 @@ def test_broken_models_are_named(colmap: Path, file: str, old: str, new: str, wo
 
 # --- the made data set, through the pipeline ----------------------------------------------------------------------
 
-MADE = {"layout": "aerialmd", "scenes": ["0001", "0022"], "views": 10, "size": [120, 160], "seed": 1}
+MADE = {"layout": "aerialmd", "scenes": ["0001", "0022"], "views": 10, "image_size": [120, 160], "seed": 1}
 
 
 @pytest.fixture(scope="module")
@@ -540,7 +540,7 @@ def dataset(**changes: Any) -> DatasetConfig:
     values = {
         "format": "aerialmd",
         "source": {"kind": "folder", "path": "x"},
-        "size": [112, 112],
+        "image_size": [112, 112],
         "depth_range": [1.0, 1000.0],
         "split": "seeded",
         **changes,
@@ -650,7 +650,7 @@ def test_false_depth_lies_in_the_sky_alone(made: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_processes_change_nothing(tmp_path: Path) -> None:
-    small = Config.model_validate({**MADE, "scenes": ["0036"], "views": 4, "size": [32, 48]})
+    small = Config.model_validate({**MADE, "scenes": ["0036"], "views": 4, "image_size": [32, 48]})
     for folder, workers in (("here", 1), ("processes", 2)):
         generate(small, tmp_path / folder, workers=workers)
     files = sorted(path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*") if path.is_file())

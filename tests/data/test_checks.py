@@ -464,7 +464,7 @@ def test_a_wrong_scene_fails_the_data_set_after_everything_is_written(tmp_path, 
     config = DatasetConfig(
         format="sun3d",
         source={"kind": "folder", "path": str(raw)},
-        size=(96, 128),
+        image_size=(96, 128),
         depth_range=(0.5, 6.0),
         split="seeded",
     )

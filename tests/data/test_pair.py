@@ -22,7 +22,7 @@ DATASETS = {
         {
             "format": "sun3d",
             "source": {"kind": "folder", "path": "x"},
-            "size": [24, 32],
+            "image_size": [24, 32],
             "depth_range": [0.5, 8.0],
             "split": {"train": SCENES, "val": ["flat/hall"]},
         }

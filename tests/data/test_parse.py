@@ -40,7 +40,7 @@ def config(**changes: object) -> DatasetConfig:
     values = {
         "format": "rgbd",
         "source": {"kind": "folder", "path": "x"},
-        "size": [24, 32],
+        "image_size": [24, 32],
         "depth_range": [0.5, 5.0],
         "split": "seeded",
         **changes,
@@ -102,7 +102,7 @@ def test_another_configuration_shares_nothing_with_an_unfinished_run(raw: Path, 
     with pytest.raises(DataError):
         run(raw, tmp_path)
     shutil.rmtree(raw / "seq-03")
-    run(raw, tmp_path, size=[12, 16])
+    run(raw, tmp_path, image_size=[12, 16])
     assert read_scene(tmp_path / "out" / "seq-01").images.shape == (3, 12, 16, 3)
 
 

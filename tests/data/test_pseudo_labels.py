@@ -161,7 +161,12 @@ CONFIG = PseudoLabelConfig(views=3, min_response=0, quality=0.05)
 
 
 def source(**split: list[str]) -> DatasetConfig:
-    values = {"format": "rgbd", "source": {"kind": "folder", "path": "x"}, "size": [24, 32], "depth_range": [0.5, 8]}
+    values = {
+        "format": "rgbd",
+        "source": {"kind": "folder", "path": "x"},
+        "image_size": [24, 32],
+        "depth_range": [0.5, 8],
+    }
     return DatasetConfig.model_validate(values | {"split": {"train": [], "val": [], "test": [], **split}})
 
 

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE = (36, 64)
 INDEX = "evaluation_index.json"
 MADE = {
-    "layout": "re10k", "scenes": ["train/a0", "test/b0", "test/b1"], "views": 12, "size": [36, 64], "seed": 5,
+    "layout": "re10k", "scenes": ["train/a0", "test/b0", "test/b1"], "views": 12, "image_size": [36, 64], "seed": 5,
     "chunk": 2, "jpeg_quality": 97,
 }  # fmt: skip
 
@@ -95,7 +95,7 @@ def raw(tmp_path: Path) -> Path:
 
 def config(**changes: Any) -> DatasetConfig:
     values = {
-        "format": "re10k", "source": {"kind": "folder", "path": "x"}, "size": SIZE, "depth_range": [0.5, 100.0],
+        "format": "re10k", "source": {"kind": "folder", "path": "x"}, "image_size": SIZE, "depth_range": [0.5, 100.0],
         "split": "folders", "storage": "jpeg",
     }  # fmt: skip
     return DatasetConfig.model_validate({**values, **changes})

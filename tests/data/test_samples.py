@@ -150,7 +150,7 @@ def test_no_sample_at_all_is_an_error() -> None:
 
 def dataset(split: object) -> DatasetConfig:
     source = {"kind": "folder", "path": "x"}
-    values = {"format": "dtu", "source": source, "size": [8, 10], "depth_range": [1, 2], "split": split}
+    values = {"format": "dtu", "source": source, "image_size": [8, 10], "depth_range": [1, 2], "split": split}
     return DatasetConfig.model_validate(values)
 
 

@@ -16,8 +16,8 @@ from plumbline.data.synthetic.shapes import Box, Ellipsoid, Frustum
 from plumbline.data.synthetic.world import Camera, look_at
 from plumbline.files import read_image, read_pfm, read_png8, read_png16
 
-SCAN = {"layout": "dtu", "scenes": ["scan2", "scan1"], "views": 12, "size": [64, 80], "seed": 3}
-SEQUENCE = {"layout": "sun3d", "scenes": ["house/one", "house/two"], "views": 16, "size": [48, 64], "seed": 3}
+SCAN = {"layout": "dtu", "scenes": ["scan2", "scan1"], "views": 12, "image_size": [64, 80], "seed": 3}
+SEQUENCE = {"layout": "sun3d", "scenes": ["house/one", "house/two"], "views": 16, "image_size": [48, 64], "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_dtu_image_and_depth_share_rays(dtu: Path) -> None:
     rng = np.random.default_rng([config.seed, 0x2B7F8351])
     stage = prepare(arrangement(kind, rng))
     image_K = np.diag([4.0, 4.0, 1.0]) @ K
-    fine = depth_map(stage, Camera(image_K, paths.rig(12)[5], config.size))
+    fine = depth_map(stage, Camera(image_K, paths.rig(12)[5], config.image_size))
     coarse = depth_map(stage, Camera(K, paths.rig(12)[5], (16, 20)))
     assert np.allclose(fine[::4, ::4], coarse, rtol=1e-5)
 
@@ -327,7 +327,7 @@ def test_sun3d_walk_moves_one_to_three_centimetres_a_frame() -> None:
 
 def test_same_seed_gives_the_same_bytes_and_processes_change_nothing(tmp_path: Path) -> None:
     finished: list[str] = []
-    config = Config.model_validate({**SCAN, "views": 2, "size": [32, 40]})
+    config = Config.model_validate({**SCAN, "views": 2, "image_size": [32, 40]})
     generate(config, tmp_path / "here", workers=1)
     generate(config, tmp_path / "processes", workers=2, progress=finished.append)
     assert digest(tmp_path / "processes") == digest(tmp_path / "here")
@@ -349,7 +349,7 @@ def test_another_seed_gives_other_pictures(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": [511, 640]}, "multiples of 4"),
+        ({"image_size": [511, 640]}, "multiples of 4"),
         ({"scenes": ["scan1", "scan1"]}, "stands twice"),
         ({"scenes": []}, "at least 1"),
         ({"colour": 1}, "Extra inputs"),

@@ -17,6 +17,7 @@ from smoke_project import Project
 
 pytestmark = pytest.mark.pipeline
 METHODS = ["constant", "median_plane", "plane_sweep", "deltaz", "deltas"]
+TRAINED = ("deltaz", "deltas", "vggt")
 SUITES = ["dtu", "sun3d_gap1", "sun3d_gap5", "sun3d_gap10", "sun3d_gap20"]
 METRICS = [
     "abs_rel",
@@ -31,6 +32,7 @@ METRICS = [
     "delta105",
     "coverage",
 ]
+ANGLES = {"rotation_error_deg", "translation_error_deg", "auc5", "auc10", "auc30"}
 
 
 def metrics_of(folder: Path) -> dict:
@@ -43,10 +45,17 @@ def ran(output: str) -> set[str]:
 
 def test_one_command_gives_metrics_and_a_report(project: Project) -> None:
     metrics = metrics_of(project.folder)
-    assert list(metrics) == SUITES
-    for methods in metrics.values():
+    assert list(metrics) == [*SUITES, "aerialmd", "overfit"]
+    for methods in (metrics[suite] for suite in SUITES):
         assert list(methods) == METHODS
         assert all(sorted(values) == sorted(METRICS) for values in methods.values())
+    aligned = {f"{name}_median" for name in METRICS[:-1]}
+    assert {method: set(values) for method, values in metrics["aerialmd"].items()} == {
+        **dict.fromkeys(METHODS[:3], aligned | set(METRICS)),
+        **dict.fromkeys(("identity", "mean_pose"), ANGLES),
+        "vggt": aligned | ANGLES | {"coverage", "focal_error"},
+    }
+    assert {system: values["passed"] for system, values in metrics["overfit"].items()} == dict.fromkeys(TRAINED, 1.0)
     headline = json.loads((project.folder / "reports/headline.json").read_text())
     assert headline["dtu"]["deltaz"] == metrics["dtu"]["deltaz"]["abs_rel"]
     page = (project.folder / "reports/report.html").read_text()
@@ -69,7 +78,7 @@ def test_a_clone_without_data_is_up_to_date(project: Project, tmp_path: Path) ->
 def test_another_step_size_reruns_training_and_what_follows(project: Project) -> None:
     before = metrics_of(project.folder)
     output = project.dvc("exp", "run", "-S", "lr=5e-5", "--name", "slower")
-    trained = {f"{stage}@{system}" for stage in ("train", "predict", "evaluate") for system in ("deltaz", "deltas")}
+    trained = {f"{stage}@{system}" for stage in ("train", "predict", "evaluate") for system in TRAINED}
     assert ran(output) == {*trained, "report"}
     after = metrics_of(project.folder)
     assert before["dtu"]["plane_sweep"] == after["dtu"]["plane_sweep"]

@@ -24,9 +24,9 @@ EVALUATION = EvaluationConfig(bootstrap=100)
 def datasets(**changes):
     source = {
         "kind": "synthetic",
-        "settings": {"layout": "sun3d", "scenes": ["a"], "views": 9, "size": [24, 32], "seed": 0},
+        "settings": {"layout": "sun3d", "scenes": ["a"], "views": 9, "image_size": [24, 32], "seed": 0},
     }
-    values = {"format": "sun3d", "source": source, "size": (24, 32), "depth_range": (0.5, 8.0), "split": "seeded"}
+    values = {"format": "sun3d", "source": source, "image_size": (24, 32), "depth_range": (0.5, 8.0), "split": "seeded"}
     return {"rooms": DatasetConfig.model_validate(values | changes)}
 
 

@@ -152,7 +152,7 @@ def test_the_stage_writes_the_teacher_s_probabilities(tmp_path: Path, monkeypatc
     dataset = {
         "format": "rgbd",
         "source": {"kind": "folder", "path": "x"},
-        "size": [24, 32],
+        "image_size": [24, 32],
         "depth_range": [0.5, 8],
         "split": {"train": ["flat/a"]},
     }

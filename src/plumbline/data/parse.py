@@ -130,7 +130,7 @@ def _fitted(views: Iterator[View], job: Job) -> Iterator[View]:
     for view in views:
         # Checked at the size it was read in: a K of another resolution could fit by chance afterwards.
         validate_view(view, f"{job.dataset}/{job.scene} view {view.name}")
-        yield fit(view, job.config.size, resize=job.config.resize)
+        yield fit(view, job.config.image_size, resize=job.config.resize)
 
 
 def _drop_others(work: Path, present: list[str], wanted: list[str]) -> None:

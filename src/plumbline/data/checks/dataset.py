@@ -43,7 +43,9 @@ def check_dataset(
     `dataset` and `raw` let the reader's own misreadings be tried on the raw files. PlumblineError with the table when a
     scene is wrong, after everything is written.
     """
-    source = raw_data(dataset.format, raw, dataset.options, size=dataset.size, where=f"datasets.{scenes.name}.options")
+    source = raw_data(
+        dataset.format, raw, dataset.options, size=dataset.image_size, where=f"datasets.{scenes.name}.options"
+    )
     jobs = [Job(scenes / name, config, out, source) for name in list_scenes(scenes)]
     if workers > 1 and len(jobs) > 1:
         context = multiprocessing.get_context("spawn")

@@ -43,7 +43,7 @@ class Config(BaseModel):
         description="scan names (scan1, ...), building/sequence names, four digits, or train/key and test/key",
     )
     views: int = Field(ge=2, description="cameras of a scan, colour frames of a sequence, or pictures of a town")
-    size: tuple[int, int] = Field(description="(height, width) of the images in pixels; multiples of 4")
+    image_size: tuple[int, int] = Field(description="(height, width) of the images in pixels; multiples of 4")
     seed: int = Field(0, ge=0)
     depth_range: tuple[float, float] = Field(
         (0.425, 0.935), description="DTU: depth outside this is not measured, metres"
@@ -56,8 +56,8 @@ class Config(BaseModel):
     def _check(self) -> "Config":
         if len(set(self.scenes)) != len(self.scenes):
             raise ValueError("scenes: a name stands twice; each scene needs its own name")
-        if any(side < 16 or side % 4 for side in self.size):
-            raise ValueError(f"size: {self.size}; both sides must be multiples of 4 and at least 16")
+        if any(side < 16 or side % 4 for side in self.image_size):
+            raise ValueError(f"image_size: {self.image_size}; both sides must be multiples of 4 and at least 16")
         if self.layout == "re10k" and not all(re.fullmatch(r"(train|test)/\w+", name) for name in self.scenes):
             raise ValueError(f"scenes: {', '.join(self.scenes)}; expected train/<key> and test/<key>")
         return self
@@ -109,7 +109,7 @@ def _make(config: Config, index: int, out: Path) -> str:
 
 
 def _depth_K(config: Config) -> np.ndarray:
-    height, width = config.size[0] // 4, config.size[1] // 4
+    height, width = config.image_size[0] // 4, config.image_size[1] // 4
     focal = _DTU_FOCAL * width / _DTU_WIDTH
     # Off the centre and with unequal focal lengths, as the real ones: a reader that swaps or centres them must fail.
     return np.array([[focal, 0, width * 0.518], [0, focal * 0.9968, height * 0.5186], [0, 0, 1]])
@@ -122,7 +122,7 @@ def _image_K(config: Config) -> np.ndarray:
 def _write_rig(config: Config, out: Path) -> None:
     cameras = paths.rig(config.views)
     points = np.random.default_rng(config.seed).uniform([-0.12, -0.15, -0.12], [0.12, 0.02, 0.15], (2500, 3))
-    write.dtu_cameras(out, _depth_K(config), config.size, cameras, config.depth_range[0] * 1000)
+    write.dtu_cameras(out, _depth_K(config), config.image_size, cameras, config.depth_range[0] * 1000)
     write.dtu_pairs(out, paths.pair_scores(cameras, points))
 
 
@@ -130,7 +130,7 @@ def _make_scan(config: Config, index: int, out: Path, rng: np.random.Generator) 
     kinds, sensor = tuple(ARRANGEMENTS), of_scene(config.sensor, rng)
     stage = prepare(arrangement(kinds[index % len(kinds)], rng))
     for view, world_T_cam in enumerate(paths.rig(config.views)):
-        light, depth = render(stage, Camera(_image_K(config), world_T_cam, config.size))
+        light, depth = render(stage, Camera(_image_K(config), world_T_cam, config.image_size))
         nearest, farthest = config.depth_range
         # Image pixel (4u, 4v) and depth pixel (u, v) are one ray: the intrinsics differ by the factor 4 exactly.
         coarse = depth[::4, ::4]
@@ -144,7 +144,7 @@ def _make_town(config: Config, index: int, out: Path, rng: np.random.Generator) 
         config.scenes[index],
         index,
         views=config.views,
-        size=config.size,
+        size=config.image_size,
         sensor=config.sensor,
         quality=config.jpeg_quality,
         rng=rng,
@@ -156,8 +156,8 @@ def _make_sequence(config: Config, index: int, out: Path, rng: np.random.Generat
     world, size = room(rng)
     sensor = of_scene(config.sensor, rng)
     stage, path = prepare(world), paths.walk(rng, size)
-    focal = _KINECT_FOCAL * config.size[1] / _KINECT_WIDTH
-    K = np.array([[focal, 0, config.size[1] / 2], [0, focal, config.size[0] / 2], [0, 0, 1]])
+    focal = _KINECT_FOCAL * config.image_size[1] / _KINECT_WIDTH
+    K = np.array([[focal, 0, config.image_size[1] / 2], [0, focal, config.image_size[0] / 2], [0, 0, 1]])
     write.sun3d_intrinsics(root, K)
     for folder in ("image", "depth"):
         (root / folder).mkdir(exist_ok=True)
@@ -165,10 +165,10 @@ def _make_sequence(config: Config, index: int, out: Path, rng: np.random.Generat
     colour = [start + number * _COLOUR_PERIOD for number in range(config.views)]
     places = np.stack([path(time / 1e6) for time in colour])
     for number, (time, place) in enumerate(zip(colour, places), start=1):
-        light, _ = render(stage, Camera(K, place, config.size))
+        light, _ = render(stage, Camera(K, place, config.image_size))
         write.sun3d_image(root, number, time, photograph(light, sensor, rng), quality=config.jpeg_quality)
     for number, time in depth_frames:
-        depth = depth_map(stage, Camera(K, path(time / 1e6), config.size))
+        depth = depth_map(stage, Camera(K, path(time / 1e6), config.image_size))
         write.sun3d_depth(root, number, time, measure(depth, focal, sensor, rng))
     _write_versions(root, index, places, rng)
 
@@ -177,12 +177,12 @@ def _make_clip(config: Config, index: int, out: Path, rng: np.random.Generator) 
     world, size = room(rng)
     sensor = of_scene(config.sensor, rng)
     stage, path = prepare(world), paths.walk(rng, size)
-    K = _clip_K(config.size, rng)
+    K = _clip_K(config.image_size, rng)
     times = int(rng.integers(0, 10**8)) + _CLIP_PERIOD * np.arange(config.views, dtype=np.int64)
     places = [path(float(time - times[0]) / 1e6) for time in times]
-    lights = (render(stage, Camera(K, place, config.size))[0] for place in places)
+    lights = (render(stage, Camera(K, place, config.image_size))[0] for place in places)
     images = [photograph(light, sensor, rng) for light in lights]
-    cameras = np.stack([write_re10k.camera_row(K, place, config.size) for place in places])
+    cameras = np.stack([write_re10k.camera_row(K, place, config.image_size) for place in places])
     write_re10k.part(out, config.scenes[index], times, cameras, images, quality=config.jpeg_quality)
 
 
