@@ -181,7 +181,7 @@ def test_the_network_sees_the_pair_as_it_is_in_patches_that_tile_it(made: Path, 
     _, params = run_params(made, tmp_path / "pair")
     own = params["systems"]["vggt"]
     assert all(size % own["patch"] == 0 for size in params["datasets"]["aerialmd"]["image_size"])
-    assert set(own["augment"].values()) == {0.0} and own["preset"] == "tiny"
+    assert set(own["augment"].values()) == {0.0} and (own["preset"], own["patch"]) == ("tiny", 7)
     base = load_params(ROOT / "params.yaml")
     large = runs.merged(base, yaml.safe_load(params_text(PAIR, {"image_size": [476, 518]}, base, tmp_path)))
     assert large["systems"]["vggt"]["patch"] == 28

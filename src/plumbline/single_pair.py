@@ -43,8 +43,9 @@ PARAMS = "params.yaml"
 _DATASET, _SUITE, _SYSTEM = "aerialmd", "pair", "vggt"
 # Methods that need no training, one of depth each and one of cameras. A mean pose of one pair would be its pose.
 _COMPARED = ("constant", "plane_sweep", "identity")
-# Sides of more patches than this cost minutes a hundred steps on two cores: patches are then twice as large.
-_MANY_PATCHES = 20
+# Patches tile what the recipe cuts, and the smallest that leave no more than so many along a side are taken: fewer tokens
+# lose detail that the gate asks for, and more cost minutes a hundred steps on two cores.
+_PATCHES, _MOST_PATCHES = (7, 14, 28), 20
 # VGGT's single-pair recipe: squares of 518 pixels, of which batches of height over width 0.92 are cut: 476x518.
 _CROP, _ASPECT, _PATCH = 518, 0.92, 14
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -208,7 +209,7 @@ def _methods(base: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
     """Sections of all that predicts: VGGT and what it is compared with; all other systems go."""
     others = {name: dict.fromkeys(set(base.get(name) or {}) - {_SYSTEM}) for name in ("train", "pair", "overfit")}
     # Small products are as fast on one core.
-    threads = {"threads": None} if _is_large(size) else {}
+    threads = {"threads": None} if _fitting_patch(size) == _PATCHES[-1] else {}
     found: dict[str, Any] = {
         "systems": {
             **dict.fromkeys(sorted(set(base["systems"]) - {_SYSTEM, *_COMPARED})),
@@ -237,11 +238,11 @@ def _system(own: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
     still = dict.fromkeys(("flip", "zoom", "brightness", "contrast", "gamma", "colour", "image_noise", "degrade"), 0.0)
     if own.get("preset") != "tiny":
         return {"augment": still}
-    return {"patch": 2 * _PATCH if _is_large(size) else _PATCH, "augment": still}
+    return {"patch": _fitting_patch(size), "augment": still}
 
 
-def _is_large(size: Sequence[int]) -> bool:
-    return max(size) > _MANY_PATCHES * _PATCH
+def _fitting_patch(size: Sequence[int]) -> int:
+    return next((patch for patch in _PATCHES if max(size) <= _MOST_PATCHES * patch), _PATCHES[-1])
 
 
 def _training() -> dict[str, Any]:
