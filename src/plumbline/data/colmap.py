@@ -3,7 +3,6 @@
 Pixels: COLMAP puts the centre of the top-left pixel at (0.5, 0.5); here it is (0, 0), so principal points lose half a pixel.
 """
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,16 +79,10 @@ def _world_T_cam(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "4 4"
 
 
 def read_h5_depth(path: Path) -> Float32[np.ndarray, "h w"]:
-    """The data set `depth` of an HDF5 file, as stored. Needs h5py, which the project does not install by itself."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    try:
-        h5py = importlib.import_module("h5py")
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"{path}: depth in HDF5 needs the package h5py, which is not among the project's requirements. Install it with "
-            '"python -m pip install h5py==3.16.0", or bring the data to the preprocessed layout (.jpg, .exr, .npz) first.'
-        ) from error
+    """The data set `depth` of an HDF5 file, as stored; DataError when there is none that can be read."""
+    # Imported late: a stage should start its work at once.
+    import h5py
+
     try:
         with h5py.File(path, "r") as stored:
             return np.asarray(stored["depth"], np.float32)
