@@ -12,11 +12,13 @@ import yaml
 from typer.testing import CliRunner
 
 from plumbline import runs
+from plumbline.camera_metrics import rotation_angle
 from plumbline.cli import app
 from plumbline.config import load_params
 from plumbline.data import aerialmd
 from plumbline.data.aerialmd_index import read_index
 from plumbline.data.aerialmd_pair import IndexedPair
+from plumbline.data.checks import check_folder
 from plumbline.data.exr import read_exr
 from plumbline.data.manifest import list_files
 from plumbline.data.pair import PairConfig, extract_pair, facts
@@ -80,6 +82,14 @@ def test_the_folder_has_the_pair_and_nothing_else(made: Path, tmp_path: Path) ->
     assert (about["index"], about["pair"], about["images"]) == ("train.npz", 2, [first, second])
     assert sorted(about["files"]) == sorted([*copied, "train.npz", "val.npz"])
     assert done.files == 11 and done.size == sum(path.stat().st_size for path in (tmp_path / "pair").rglob("*.*"))
+
+
+def test_the_check_that_is_named_judges_views_far_apart(made: Path, tmp_path: Path) -> None:
+    done = extract(request(made, tmp_path / "pair", row=2))
+    poses = [np.load(tmp_path / f"pair/{done.pair.scene}/{tag}.npz")["cam2world"] for tag in done.pair.tags]
+    assert rotation_angle((poses[0].T @ poses[1])[None, :3, :3])[0] > 45
+    (found,) = check_folder("aerialmd", tmp_path / "pair", options={"cleanup": "measured"}).scenes
+    assert found.verdict == "ok" and found.as_read is not None and found.as_read.error < 0.01
 
 
 def by_hand(made: Path, scene: str, tag: str) -> np.ndarray:

@@ -308,7 +308,7 @@ def _best_texts(eligible: Sequence[Mapping[str, Number | None]], metrics: Sequen
     for metric in metrics:
         known = [number for cells in eligible if (number := cells[metric]) is not None]
         pick = max if is_share(metric) else min
-        if len(known) > 1:
+        if len({str(number) for number in known}) > 1:
             best[metric] = str(pick(known, key=lambda number: number.value))
     return best
 

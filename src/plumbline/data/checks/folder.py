@@ -56,9 +56,11 @@ def _check(
         except DataError as error:
             return _unreadable(raw, name, config, depth_range, error)
         scene = read_scene(folder)
-        check = check_scene(scene, config, reread=rereader(few, name))
+        # The one pair of a scene is judged whichever way its views look: there is no better one.
+        limits = config.model_copy(update={"max_angle": 180.0}) if len(scene.view_names) == 2 else config
+        check = check_scene(scene, limits, reread=rereader(few, name))
         if out is not None:
-            write_check(scene, check, out, config)
+            write_check(scene, check, out, limits)
         return check
 
 
