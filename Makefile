@@ -28,7 +28,7 @@ check: $(READY) ## lint, format and types
 	@mypy
 
 test: $(READY) ## all tests, the graph at smoke size included, a file to a core
-	@pytest --numprocesses auto --dist loadfile
+	@pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 bench: $(READY) ## each hot path beside its peer, as a ratio
 	@python benchmarks/run.py
