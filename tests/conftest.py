@@ -26,3 +26,8 @@ def real_data() -> Path:
 def golden() -> Path:
     """The folder of reference vectors."""
     return _folder("PLUMBLINE_GOLDEN", "reference vectors")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The graph's tests first: they are the longest file, and would else end alone."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
