@@ -29,7 +29,7 @@ class FatalFeed(TinyFeed):
     loads = 0
     fatal = 0
 
-    def load(self, indices):
+    def load(self, indices, *, step=0):
         type(self).loads += 1
         if self.loads == self.fatal and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)

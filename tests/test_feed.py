@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from plumbline.config import ByClip, SuiteConfig
+from plumbline.data.samples import build
 from plumbline.errors import DataError
 from plumbline.feed import Feed, JoinedFeed, SampleFeed
 from plumbline.records import Sample, Scene
@@ -64,6 +66,35 @@ def test_labels_belong_to_the_views_of_their_samples(feed):
     np.testing.assert_array_equal(batch.keypoint_probability, np.array(expected, np.float32))
 
 
+def test_views_to_be_rendered_come_with_their_cameras(feed):
+    given = replace(
+        feed, initial_depth=None, samples=[Sample("a", (2, 1, 0), context=2), Sample("b", (0, 1, 2), context=2)]
+    )
+    batch = given.load([0, 1])
+    assert batch.image.shape == (2, 2, 3, *SIZE) and batch.depth.shape == (2, 2, *SIZE)
+    expected = feed.scenes["a"].images[0].transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(batch.target_image[0, 0].numpy(), expected, rtol=1e-6)
+    torch.testing.assert_close(batch.cam0_T_target[:, 0, :3, 3], torch.tensor([[-2.0, 0, 0], [2.0, 0, 0]]))
+    torch.testing.assert_close(batch.target_K, batch.K[:, :1])
+    assert feed.load([0]).target_image is None
+    seen = batch.select(frozenset({"image", "target_K", "cam0_T_target"}))
+    assert seen.target_image is None and seen.cam0_T_target is not None
+    assert given.identity != replace(given, samples=[replace(sample, context=1) for sample in given.samples]).identity
+
+
+def test_a_clip_is_drawn_anew_for_each_step(feed):
+    rule = ByClip(kind="clip", targets=1, gaps={"shortest": (1, 1), "longest": (2, 2), "warm_up": 0})
+    samples = build(SuiteConfig(dataset="made", split="all", sources=rule), feed.scenes)
+    drawn = replace(feed, initial_depth=None, samples=samples, clip=rule)
+    steps = [drawn.load([0, 1], step=step) for step in range(20)]
+    torch.testing.assert_close(drawn.load([0, 1], step=7).target_image, steps[7].target_image)
+    gaps = {float(batch.cam0_T_cam[0, 1, 0, 3]) for batch in steps}
+    assert gaps == {1.0, 2.0}
+    with pytest.raises(DataError, match=r"made/a: 3 views are too few for clips with gaps of 3 to 4 at step 5"):
+        longer = {"shortest": (3, 3), "longest": (4, 4)}
+        replace(drawn, clip=ByClip(kind="clip", gaps=longer)).load([0], step=5)
+
+
 def test_identity_changes_with_samples_and_data(feed):
     scenes = dict(feed.scenes)
     brighter = replace(scenes["a"], images=scenes["a"].images // 2)
@@ -99,7 +130,7 @@ class _Part:
     def scores(self) -> list[float]:
         return [self.base + place for place in (1.0, 2.0, 3.0)]
 
-    def load(self, indices: list[int]) -> Batch:
+    def load(self, indices: list[int], *, step: int = 0) -> Batch:
         told = torch.tensor([float(self.base + index) for index in indices])
         n = len(indices)
         return Batch(torch.zeros(n, 1, 3, 8, 8), torch.zeros(n, 1, 3, 3), None, None, constant_depth=told)

@@ -20,6 +20,7 @@ from plumbline.training import (
     NonFiniteError,
     Plan,
     Schedule,
+    Share,
     TrainConfig,
     clip,
     clip_groups,
@@ -30,7 +31,9 @@ from plumbline.training import (
     gradient_norms,
     initialise,
     make_plan,
+    optimise,
     prepare,
+    step_groups,
     step_size,
     trained_parameters,
     uses_bf16,
@@ -58,7 +61,7 @@ class HaltingFeed:
     def scores(self):
         return self.feed.scores()
 
-    def load(self, indices):
+    def load(self, indices, *, step=0):
         self.left -= 1
         if self.left < 0:
             raise HaltError
@@ -70,7 +73,7 @@ class SignallingFeed(HaltingFeed):
 
     signum = signal.SIGTERM
 
-    def load(self, indices):
+    def load(self, indices, *, step=0):
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), self.signum)
@@ -463,6 +466,23 @@ def test_each_group_is_clipped_to_its_own_norm(tmp_path):
     after = {key: torch.stack([p.grad.norm() for p in trainer.clip_groups[key]]).norm().item() for key in limits}
     assert after["first"] == pytest.approx(1e-3, rel=1e-3) and after["last"] == pytest.approx(2e-3, rel=1e-3)
     assert all(torch.equal(p.grad, before[name]) for name, p in system.named_parameters() if name.startswith("norm"))
+
+
+def test_named_parameters_have_a_step_size_of_their_own(tmp_path):
+    system = TinySystem()
+    config = FAST.model_copy(update={"lr_scale": 2.0, "lr_scales": {"first": 0.02}, "optimizer": "adamw"})
+    settings = {"name": "tiny", "lr": 1e-2, "seed": 3, "run": "", "params": {}, "scratch": tmp_path}
+    trainer = prepare(system, config, Group(0, 1, torch.device("cpu")), **settings)
+    named, batch = dict(system.named_parameters()), TinyFeed().load([0, 1, 2, 3])
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    optimise(trainer, Share(batch, [0], "a"), step=0, stop=False)
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates[1] == pytest.approx(rates[0] / 100)
+    # Adam's first step is the step size, whatever the gradient.
+    moved = {name: (parameter - before[name]).abs().max().item() for name, parameter in named.items()}
+    assert moved["first.weight"] < 0.02 * moved["last.weight"]
+    with pytest.raises(ConfigError, match=r"train\.tiny\.lr_scales: 'frist' is in no trained parameter's name"):
+        step_groups(system, config.model_copy(update={"lr_scales": {"frist": 1.0}}), name="tiny")
 
 
 def test_parameters_and_groups_that_do_not_fit_each_other_are_named():

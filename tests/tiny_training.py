@@ -65,7 +65,7 @@ class TinyFeed:
     def identity(self) -> str:
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
-    def load(self, indices: Sequence[int]) -> Batch:
+    def load(self, indices: Sequence[int], *, step: int = 0) -> Batch:
         samples = [self._sample(int(i)) for i in indices]
         image, depth, initial = (torch.stack(part) for part in zip(*samples, strict=True))
         eye = torch.eye(4).expand(len(image), 1, 4, 4)

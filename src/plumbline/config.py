@@ -122,12 +122,64 @@ class ByIndex(Section):
     path: str
 
 
+class ByTarget(Section):
+    """Every view as one that is to be rendered from `count` others around it, which alone are given."""
+
+    kind: Literal["target"]
+    count: int = Field(default=2, ge=1, description="views that are given")
+    gap: int | None = Field(
+        default=None,
+        ge=1,
+        description="views from the rendered one to the given ones: as many before it as after it, gap, 2 gap and so on away; "
+        "null: those that the data set's pair list scores best",
+    )
+    targets: int = Field(
+        default=1, ge=1, description="views that are rendered: it, and those next to it in the film or in its pair list"
+    )
+
+
+class Gaps(Section):
+    """Bounds of the gap between the outermost given views, at the first training step and from `warm_up` steps on.
+
+    The defaults are RealEstate10K's; DL3DV's are (15, 20), (30, 50) and 10000.
+    """
+
+    shortest: tuple[int, int] = Field(default=(25, 45), description="frames, first and final")
+    longest: tuple[int, int] = Field(default=(45, 135), description="frames, first and final")
+    warm_up: int = Field(default=30_000, ge=0, description="steps until the final bounds hold")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Gaps":
+        if any(not 1 <= low <= high for low, high in zip(self.shortest, self.longest, strict=True)):
+            raise ValueError(f"shortest {self.shortest}, longest {self.longest}: expected 1 <= shortest <= longest")
+        return self
+
+    def at(self, step: int) -> tuple[int, int]:
+        """(shortest, longest) gap at a training step: linear in the step, cut to whole frames, constant after `warm_up`."""
+        share = 1.0 if self.warm_up == 0 else min(step / self.warm_up, 1.0)
+        low, high = (int(first + share * (last - first)) for first, last in (self.shortest, self.longest))
+        return low, high
+
+
+class ByClip(Section):
+    """Views of a film, drawn anew for each training step: see `plumbline.data.view_sampling`. As a test, those of step 0."""
+
+    kind: Literal["clip"]
+    context: int = Field(default=2, ge=2, description="views that are given: two by their gap, more far apart")
+    targets: int = Field(default=4, ge=1, description="views to be rendered, from among and between them")
+    gaps: Gaps = Gaps()
+    count: int = Field(default=1, ge=1, description="samples a scene gives in an epoch")
+    seed: int = 0
+
+
 class SuiteConfig(Section):
     """A list of samples: which scenes, which sources each reference view gets, and where its truth counts."""
 
     dataset: str
     split: Literal["train", "val", "test", "all"] = "test"
-    sources: Annotated[ByPairs | ByGap | BySequence | ByBaseline | ByIndex, Field(discriminator="kind")]
+    sources: Annotated[
+        ByPairs | ByGap | BySequence | ByBaseline | ByIndex | ByTarget | ByClip, Field(discriminator="kind")
+    ]
     max_samples: int | None = Field(default=None, ge=1, description="evenly spread over all candidates")
     predict_views: int = Field(default=1, ge=1, description="leading views of a sample that methods predict")
     depth_min: float = Field(default=0.0, ge=0, description="truth below counts as not measured, metres")

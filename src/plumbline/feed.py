@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from plumbline.data.samples import gather, sample_scores
+from plumbline.config import ByClip
+from plumbline.data.samples import draw, gather, sample_scores
 from plumbline.errors import DataError
 from plumbline.records import EncodedImages, Sample, Scene
 from plumbline.systems.records import Batch, to_batch
@@ -37,8 +38,8 @@ class Feed(Protocol):
     def identity(self) -> str:
         """A hash that changes with the samples and the data."""
 
-    def load(self, indices: Sequence[int]) -> Batch:
-        """These samples, on the CPU."""
+    def load(self, indices: Sequence[int], *, step: int = 0) -> Batch:
+        """These samples, as a training step sees them, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class SampleFeed:
     `initial_depth` (n, p, h, w), metres, and `initial_confidence` have one row for each sample, in the samples' order;
     they stay on disk, as the scenes do, until a batch needs them. `constant_depth` is the training split's median depth,
     `constant_pose` (4, 4) the mean pose of a source view over its pairs.
-    `keypoint_probability` has a stack f16 (v, h, w) for each scene: a label, for training alone.
+    `keypoint_probability` has a stack f16 (v, h, w) for each scene: a label, for training alone. With `clip` every training
+    step draws its views anew, by that rule, from the scenes of the samples.
     """
 
     scenes: Mapping[str, Scene]
@@ -58,6 +60,7 @@ class SampleFeed:
     keypoint_probability: Mapping[str, np.ndarray] | None = None
     constant_depth: float | None = None
     constant_pose: np.ndarray | None = None
+    clip: ByClip | None = None
     predict_views: int = 1
 
     def __post_init__(self) -> None:
@@ -78,9 +81,9 @@ class SampleFeed:
         """The pair score of each sample (see `plumbline.data.samples.sample_scores`)."""
         return sample_scores(self.scenes, self.samples)
 
-    def load(self, indices: Sequence[int]) -> Batch:
+    def load(self, indices: Sequence[int], *, step: int = 0) -> Batch:
         """The samples `indices` on the CPU, images still 8-bit until the one conversion at the end."""
-        samples = [self.samples[i] for i in indices]
+        samples = [self._sample(i, step) for i in indices]
         arrays = gather(self.scenes, samples)
         rows = np.asarray(indices, dtype=np.intp)
         arrays = replace(
@@ -92,11 +95,17 @@ class SampleFeed:
         constants = _constants(self.constant_depth, self.constant_pose, len(rows))
         return replace(to_batch(arrays, predict_views=self.predict_views), **constants)
 
+    def _sample(self, index: int, step: int) -> Sample:
+        sample = self.samples[index]
+        if self.clip is None:
+            return sample
+        return draw(self.clip, sample.scene, self.scenes[sample.scene], step=step, number=index)
+
     @cached_property
     def identity(self) -> str:
         """SHA-256 over the samples, the cameras and a fixed choice of pixels of every array (reading all would cost)."""
-        digest = hashlib.sha256(json.dumps([(s.scene, s.given) for s in self.samples]).encode())
-        digest.update(repr((self.constant_depth, self.predict_views)).encode())
+        digest = hashlib.sha256(json.dumps([(s.scene, s.given, s.targets) for s in self.samples]).encode())
+        digest.update(repr((self.constant_depth, self.clip, self.predict_views)).encode())
         for name in sorted(set(self.scenes_of)):
             scene = self.scenes[name]
             digest.update(json.dumps([scene.name, scene.view_names, scene.depth_range]).encode())
@@ -132,14 +141,14 @@ class JoinedFeed:
         """SHA-256 over the parts' identities, in order."""
         return hashlib.sha256(" ".join(part.identity for part in self.parts).encode()).hexdigest()
 
-    def load(self, indices: Sequence[int]) -> Batch:
+    def load(self, indices: Sequence[int], *, step: int = 0) -> Batch:
         """These samples; ValueError when they are of several parts."""
         starts = np.cumsum([0, *(len(part.scenes_of) for part in self.parts)])
         owners = np.searchsorted(starts, np.asarray(indices), side="right") - 1
         if len(set(owners.tolist())) != 1:
             raise ValueError(f"samples {list(indices)} are of several feeds; a batch comes from one")
         owner = int(owners[0])
-        return self.parts[owner].load([int(index - starts[owner]) for index in indices])
+        return self.parts[owner].load([int(index - starts[owner]) for index in indices], step=step)
 
 
 def _rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:

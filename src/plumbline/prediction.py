@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from plumbline import systems
-from plumbline.config import DatasetConfig, SuiteConfig
+from plumbline.config import ByClip, DatasetConfig, SuiteConfig
 from plumbline.data.geometry import rotation_angle
 from plumbline.data.samples import build, open_labels, open_split
 from plumbline.errors import ConfigError, DataError
@@ -238,6 +238,8 @@ def training_feed(suite: Suite, initial: Path | None, labels: Path | None = None
     if initial is not None:
         start = read_for(initial / suite.name, list(suite.samples), suite_fingerprint(suite.config))
     feed = _feed(suite, start, None, None)
+    if isinstance(suite.config.sources, ByClip):
+        feed = replace(feed, clip=suite.config.sources)
     if labels is None:
         return feed
     named = {sample.scene for sample in suite.samples}

@@ -122,3 +122,7 @@ class SampleArrays:
     initial_depth: Float32[np.ndarray, "b p h w"] | None = None
     initial_confidence: Float32[np.ndarray, "b p h w"] | None = None
     keypoint_probability: Float32[np.ndarray, "b v h w"] | None = None
+    target_image: UInt8[np.ndarray, "b t h w 3"] | None = None
+    target_K: Float64[np.ndarray, "b t 3 3"] | None = None
+    world_T_target: Float64[np.ndarray, "b t 4 4"] | None = None
+    target_mask: Bool[np.ndarray, "b t h w"] | None = None

@@ -67,6 +67,9 @@ class TrainConfig(BaseModel):
     )
     accumulate: PositiveInt = Field(default=1, description="parts a process computes its share of a batch in")
     lr_scale: PositiveFloat = Field(default=1.0, description="the system's step size is lr times this")
+    lr_scales: dict[str, PositiveFloat] = Field(
+        default={}, description="part of a parameter's name -> lr_scale of all that have it, in place of the system's"
+    )
     optimizer: Literal["adam", "adamw"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-6, ge=0)
@@ -323,11 +326,31 @@ def prepare(
     if config.channels_last:
         to_channels_last(system)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    trained = [parameter for parameter in system.parameters() if parameter.requires_grad]
-    optimizer = kind(trained, lr=lr * config.lr_scale, betas=config.betas, weight_decay=config.weight_decay)
+    groups = step_groups(system, config, name=name)
+    optimizer = kind(groups, lr=lr * config.lr_scale, betas=config.betas, weight_decay=config.weight_decay)
     clipped = clip_groups(system, config.clip_groups, name=name)
     model, peak = group.wrap(system), lr * config.lr_scale
     return Trainer(name, system, model, optimizer, config, peak, seed, group, run, params, scratch, clipped)
+
+
+def step_groups(system: nn.Module, config: TrainConfig, *, name: str) -> list[dict[str, Any]]:
+    """The trained parameters as the optimiser takes them, with the `share` of the step size that each group has.
+
+    The system's own come first, then those of each key of `train.<name>.lr_scales` (the first key that is in a parameter's
+    name counts). ConfigError for a key that is in no trained parameter's name.
+    """
+    shares = {"": 1.0, **{key: scale / config.lr_scale for key, scale in config.lr_scales.items()}}
+    groups: dict[str, list[nn.Parameter]] = {key: [] for key in shares}
+    for parameter_name, parameter in system.named_parameters():
+        if parameter.requires_grad:
+            groups[next((key for key in config.lr_scales if key in parameter_name), "")].append(parameter)
+    empty = [key for key in config.lr_scales if not groups[key]]
+    if empty:
+        modules = ", ".join(child for child, _ in system.named_children())
+        raise ConfigError(
+            f"train.{name}.lr_scales: {empty[0]!r} is in no trained parameter's name. The modules are {modules}."
+        )
+    return [{"params": found, "share": shares[key]} for key, found in groups.items() if found]
 
 
 def clip_groups(system: nn.Module, limits: Mapping[str, float], *, name: str) -> dict[str, list[nn.Parameter]]:
@@ -509,7 +532,7 @@ def load_share(trainer: Trainer, feed: Feed, plan: Plan, *, step: int) -> Share:
     """
     indices = plan.batch(step)
     own = [int(index) for index in indices[trainer.group.share(len(indices))]]
-    batch = feed.load(own)
+    batch = feed.load(own, step=step)
     augment = getattr(trainer.system, "augment", None)
     if augment is not None:
         entropy = np.random.SeedSequence((trainer.seed, step, trainer.group.rank)).generate_state(1, np.uint64)
@@ -547,7 +570,8 @@ def optimise(trainer: Trainer, share: Share, *, step: int, stop: bool) -> tuple[
     """
     trainer.model.train()
     for group in trainer.optimizer.param_groups:
-        group["lr"] = step_size(step, peak=trainer.lr, steps=trainer.config.steps, schedule=trainer.config.schedule)
+        peak = group["share"] * trainer.lr
+        group["lr"] = step_size(step, peak=peak, steps=trainer.config.steps, schedule=trainer.config.schedule)
     trainer.optimizer.zero_grad(set_to_none=True)
     losses = backward(trainer, share.batch)
     trained = trained_parameters(trainer)

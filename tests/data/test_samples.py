@@ -58,6 +58,33 @@ def test_a_samples_score_is_the_mean_of_its_pairs() -> None:
         samples.sample_scores({"s": scene(3)}, [Sample("s", (0, 1))])
 
 
+def test_every_view_is_a_target_of_those_around_it() -> None:
+    listed = (((2, 9.0), (1, 5.0)), ((0, 5.0),), ((0, 9.0), (1, 3.0)))
+    got = samples.build(suite(kind="target", count=2), {"s": scene(3, pairs=listed)})
+    assert [(s.given, s.targets) for s in got] == [((2, 1), (0,)), ((0, 1), (2,))]
+    apart = samples.build(suite(kind="target", count=3, gap=2), {"s": scene(9)})
+    assert [(s.given, s.targets) for s in apart] == [((k - 2, k + 2, k - 4), (k,)) for k in (4, 5, 6)]
+    with pytest.raises(DataError, match="x/s: no pair list"):
+        samples.build(suite(kind="target"), {"s": scene(3)})
+    more = samples.build(suite(kind="target", count=1, targets=2), {"s": scene(3, pairs=listed)})
+    assert [(s.given, s.targets) for s in more] == [((2,), (0, 1)), ((0,), (2, 1))]
+    film = samples.build(suite(kind="target", gap=2, targets=3), {"s": scene(9)})
+    assert [s.targets for s in film] == [(k, k - 1, k + 1) for k in (2, 3, 4, 5, 6)]
+
+
+def test_clips_are_films_between_views_far_apart() -> None:
+    gaps = {"shortest": (4, 4), "longest": (8, 8)}
+    got = samples.build(suite(kind="clip", context=2, targets=3, gaps=gaps, count=20), {"s": scene()})
+    assert len(got) == 20 and len({s.views for s in got}) > 10
+    assert all(4 <= s.given[1] - s.given[0] <= 8 and s.given[0] <= min(s.targets) for s in got)
+    far = samples.build(
+        suite(kind="clip", context=3, targets=3, gaps={"shortest": (8, 8), "longest": (16, 16)}), {"s": scene()}
+    )
+    assert len(far[0].given) == len(far[0].targets) == 3
+    with pytest.raises(DataError, match="no camera poses; set context: 2"):
+        samples.build(suite(kind="clip", context=3), {"s": replace(scene(), world_T_cam=None)})
+
+
 def test_sources_by_gap_stay_inside() -> None:
     got = samples.build(suite(kind="gap", gap=5), {"s": scene(12)})
     assert [s.views for s in got] == [(5, 0, 10), (6, 1, 11)]
@@ -214,6 +241,17 @@ def test_gather_stacks_the_right_views() -> None:
     assert got.world_T_cam is not None
     np.testing.assert_allclose(got.world_T_cam[1, 1, 0, 3], 1.1)
     assert got.mask is None
+
+
+def test_gather_keeps_targets_apart_and_fills_masks() -> None:
+    masked = replace(scene(), mask=np.zeros((12, 8, 10), np.bool_))
+    got = samples.gather(
+        {"s": scene(), "m": masked}, [Sample("s", (3, 1, 5), context=2), Sample("m", (0, 2, 4), context=2)]
+    )
+    assert got.target_image is not None and got.world_T_target is not None and got.target_mask is not None
+    np.testing.assert_array_equal(got.target_image[0, 0], masked.images[5])
+    np.testing.assert_allclose(got.world_T_target[1, 0], masked.world_T_cam[4])  # type: ignore[index]
+    assert got.target_mask.all(axis=(1, 2, 3)).tolist() == [True, False] and got.image.shape[1] == 2
 
 
 def test_labels_are_those_of_the_scenes_asked_for(tmp_path: Path) -> None:

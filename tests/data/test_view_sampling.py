@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from plumbline.config import Gaps
 from plumbline.data.geometry import backproject, invert, project, transform
 from plumbline.data.synthetic.world import look_at
-from plumbline.data.view_sampling import Gaps, bounded, farthest_points, mirrored, spread
+from plumbline.data.view_sampling import bounded, farthest_points, mirrored, spread
 from plumbline.records import View
 
 

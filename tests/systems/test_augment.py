@@ -151,3 +151,19 @@ def test_a_batch_without_poses_or_initial_depth_is_varied_too() -> None:
     bare = replace(large(), cam0_T_cam=None, initial_depth=None, initial_confidence=None)
     varied = augment(bare, AugmentConfig(), generator())
     assert varied.initial_depth is None and varied.cam0_T_cam is None
+
+
+def test_views_to_be_rendered_are_varied_with_those_that_are_given() -> None:
+    full = large()
+    names = ("image", "K", "cam0_T_cam", "depth", "mask")
+    seen = {"target_image": full.image, "target_K": full.K, "cam0_T_target": full.cam0_T_cam, "target_mask": full.mask}
+    own = {name: getattr(full, name)[:, :1] for name in names}
+    split = replace(full, **own, **{name: value[:, 1:] for name, value in seen.items()}, keypoint_probability=None)
+    varied = augment(split, AugmentConfig(flip=0.5, zoom=0.5, image_noise=0, degrade=0), generator(3))
+    target_T_cam0 = invert(varied.cam0_T_target[:, 0])
+    warped, valid = warp(
+        varied.target_image[:, 0], varied.depth[:, 0], varied.K[:, 0], varied.target_K[:, 0], target_T_cam0
+    )
+    assert (varied.image[:, 0] - full.image[:, 0]).abs().mean() > 0.05
+    assert (warped - varied.image[:, 0]).abs().mean(1)[valid].mean() < 0.05
+    assert varied.target_mask is not None and varied.target_mask.shape == split.target_mask.shape

@@ -12,7 +12,7 @@ from plane_scene import scene
 from plumbline.errors import DataError
 from plumbline.systems.depthsplat import Config, System, losses
 from plumbline.systems.depthsplat.gaussians import OFFSET, OPACITY, ROTATION, adapt
-from plumbline.systems.depthsplat.system import Seen, gaussians_of, normalised
+from plumbline.systems.depthsplat.system import gaussians_of, normalised
 from plumbline.systems.depthsplat.views import Views
 from plumbline.systems.records import Batch
 
@@ -24,12 +24,13 @@ def system(**changes: Any) -> System:
     return System(Config(**({"preset": "tiny", "backend": "torch", "loss": {"lpips": 0.0}} | changes)))
 
 
-def split(size: tuple[int, int] = SIZE) -> tuple[Batch, Seen]:
+def split(size: tuple[int, int] = SIZE) -> Batch:
     """Two context views, and two others as targets."""
     full = scene(2, v=4, p=2, size=size)
     names = ("image", "K", "cam0_T_cam", "depth", "mask", "keypoint_probability")
-    context = replace(full, **{name: getattr(full, name)[:, :2] for name in names})
-    return context, Seen(full.image[:, 2:], full.K[:, 2:], full.cam0_T_cam[:, 2:], full.mask[:, 2:])
+    seen = {"target_image": full.image, "target_K": full.K, "cam0_T_target": full.cam0_T_cam, "target_mask": full.mask}
+    targets = {name: value[:, 2:] for name, value in seen.items()}
+    return replace(full, **{name: getattr(full, name)[:, :2] for name in names}, **targets)
 
 
 def psnr(one: Tensor, other: Tensor) -> float:
@@ -67,7 +68,7 @@ def replace_views(views: Views, some: slice) -> Views:
 
 
 def test_images_of_any_size_give_gaussians_of_their_own_pixels_only() -> None:
-    made, (context, _) = system().eval(), split((30, 45))
+    made, context = system().eval(), split((30, 45))
     with torch.no_grad():
         prediction = made(context)
     gaussians = gaussians_of(prediction)
@@ -83,7 +84,7 @@ def test_images_of_any_size_give_gaussians_of_their_own_pixels_only() -> None:
 
 
 def test_the_quirk_renders_with_the_principal_point_in_the_middle() -> None:
-    context, _ = split()
+    context = split()
     K = context.K.clone()
     K[..., 0, 2] += 3
     for quirks in (True, False):
@@ -99,70 +100,77 @@ def test_the_quirk_renders_with_the_principal_point_in_the_middle() -> None:
 
 
 def test_the_loss_is_that_of_what_targets_see() -> None:
-    made, (context, targets) = system().eval(), split()
+    made, context = system().eval(), split()
     prediction = made(context)
-    found = made.loss(prediction, context, targets)
+    found = made.loss(prediction, context)
     picture = made.render(
-        gaussians_of(prediction), targets.K, targets.cam0_T_cam, SIZE, nearest=context.depth_range[:, 0]
+        gaussians_of(prediction), context.target_K, context.cam0_T_target, SIZE, nearest=context.depth_range[:, 0]
     ).colour
     assert set(found) == {"image", "total"}
-    assert found["image"].item() == pytest.approx((picture - targets.image).square().mean().item(), rel=1e-5)
-    assert made.loss(prediction, context)["image"].item() != found["image"].item()
+    assert found["image"].item() == pytest.approx((picture - context.target_image).square().mean().item(), rel=1e-5)
+    without = replace(context, target_image=None)
+    assert made.loss(prediction, without)["image"].item() != found["image"].item()
+    rendered = made.novel_views(prediction, context.select(made.inputs))
+    torch.testing.assert_close(rendered.image, picture.clamp(0, 1))
+    assert rendered.depth is not None and rendered.depth.shape == (2, 2, *SIZE)
+    with pytest.raises(DataError, match="no target cameras"):
+        made.novel_views(prediction, replace(context, target_K=None))
 
 
 def test_every_term_has_its_name_and_weight() -> None:
     optional = {"optional": ["ssim", "depth", "depth_gradient", "smoothness"], "lpips": 0.0}
-    made, (context, targets) = system(loss=optional).eval(), split()
+    made, context = system(loss=optional).eval(), split()
     prediction = made(context)
-    found = {name: value.item() for name, value in made.loss(prediction, context, targets).items()}
+    found = {name: value.item() for name, value in made.loss(prediction, context).items()}
     weights = {"image": 1.0, "ssim": 0.2, "depth": 0.1, "depth_gradient": 0.1, "smoothness": 0.01}
     assert found["total"] == pytest.approx(sum(weights[name] * found[name] for name in weights), rel=1e-5)
     # Nearest depth 1: the error is in 1 / metre as it is.
     expected = losses.inverse_depth_error(prediction.internals["depth"], context.depth, context.mask)
     assert found["depth"] == pytest.approx(expected.item(), rel=1e-5)
     farther = replace(context, depth_range=2 * context.depth_range)
-    assert made.loss(prediction, farther, targets)["depth"].item() == pytest.approx(2 * expected.item(), rel=1e-5)
+    assert made.loss(prediction, farther)["depth"].item() == pytest.approx(2 * expected.item(), rel=1e-5)
 
 
 def test_an_intermediate_prediction_counts_nine_tenths() -> None:
-    made, (context, targets) = system(scales=2).train(), split()
+    made, context = system(scales=2).train(), split()
     prediction = made(context)
-    found = made.loss(prediction, context, targets)["image"].item()
+    found = made.loss(prediction, context)["image"].item()
     each = []
     for intermediate in (False, True):
         picture = made.render(
             gaussians_of(prediction, intermediate=intermediate),
-            targets.K,
-            targets.cam0_T_cam,
+            context.target_K,
+            context.cam0_T_target,
             SIZE,
             nearest=context.depth_range[:, 0],
         ).colour
-        each.append((picture - targets.image).square().mean().item())
+        each.append((picture - context.target_image).square().mean().item())
     assert each[0] != each[1] and found == pytest.approx(each[0] + 0.9 * each[1], rel=1e-5)
 
 
 def test_the_background_counts_in_no_term_when_only_the_foreground_is_asked_for() -> None:
     terms = {"optional": ["ssim", "depth", "depth_gradient", "smoothness"], "lpips": 0.0, "foreground": True}
-    made, (context, targets) = system(loss=terms).eval(), split()
+    made, context = system(loss=terms).eval(), split()
     prediction = made(context)
-    outside = ~targets.mask[:, :, None].expand_as(targets.image)
-    disturbed = replace(targets, image=torch.where(outside, torch.rand_like(targets.image), targets.image))
-    unmeasured = replace(context, depth=torch.where(context.mask, context.depth, 77.0))
-    found, other = made.loss(prediction, context, targets), made.loss(prediction, unmeasured, disturbed)
+    outside = ~context.target_mask[:, :, None].expand_as(context.target_image)
+    disturbed = torch.where(outside, torch.rand_like(context.target_image), context.target_image)
+    unmeasured = torch.where(context.mask, context.depth, 77.0)
+    found = made.loss(prediction, context)
+    other = made.loss(prediction, replace(context, depth=unmeasured, target_image=disturbed))
     assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in other.items()}, rel=1e-5)
 
 
 def test_lpips_without_files_is_left_out_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    made, (context, targets) = system(loss={}).eval(), split()
+    made, context = system(loss={}).eval(), split()
     with caplog.at_level(logging.WARNING, logger="plumbline"):
         prediction = made(context)
-        found = [made.loss(prediction, context, targets) for _ in range(2)]
+        found = [made.loss(prediction, context) for _ in range(2)]
     assert all("lpips" not in terms for terms in found)
     assert caplog.text.count("LPIPS unavailable") == 1
 
 
 def test_a_model_of_depth_alone_learns_from_depth() -> None:
-    context, _ = split()
+    context = split()
     with pytest.raises(DataError, match="nothing to learn from"):
         made = system(gaussians=False)
         made.loss(made(context), context)
@@ -175,7 +183,7 @@ def test_a_model_of_depth_alone_learns_from_depth() -> None:
 
 
 def test_what_a_batch_lacks_is_named() -> None:
-    context, _ = split()
+    context = split()
     for missing in ("cam0_T_cam", "depth_range"):
         with pytest.raises(DataError, match="no poses or no depth range"):
             system()(replace(context, **{missing: None}))
@@ -184,7 +192,7 @@ def test_what_a_batch_lacks_is_named() -> None:
 
 
 def test_bfloat16_changes_depth_by_little() -> None:
-    made, (context, _) = system().eval(), split()
+    made, context = system().eval(), split()
     with torch.no_grad():
         exact = made(context)
         with torch.autocast("cpu", torch.bfloat16):
@@ -194,7 +202,7 @@ def test_bfloat16_changes_depth_by_little() -> None:
 
 
 def test_pictures_alone_teach_depth() -> None:
-    made, (context, targets) = system(), split()
+    made, context = system(), split()
     optimiser = torch.optim.Adam(made.parameters(), lr=2e-3)
 
     def error() -> float:
@@ -205,7 +213,7 @@ def test_pictures_alone_teach_depth() -> None:
     made.train()
     for _ in range(20):
         optimiser.zero_grad()
-        loss = made.loss(made(context), context, targets)["total"]
+        loss = made.loss(made(context), context)["total"]
         loss.backward()
         optimiser.step()
         values.append(loss.item())

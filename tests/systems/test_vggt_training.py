@@ -60,7 +60,7 @@ class PairFeed:
     def scores(self) -> Sequence[float]:
         return [1.0, 2.0, 1.0, 3.0, 1.0, 2.0]
 
-    def load(self, indices: Sequence[int]) -> Batch:
+    def load(self, indices: Sequence[int], *, step: int = 0) -> Batch:
         type(self).loads += 1
         if type(self).loads == self.fatal:
             raise KeyboardInterrupt

@@ -1,15 +1,28 @@
 """Samples: which views are given together, and their arrays, gathered from canonical scenes."""
 
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from jaxtyping import Float16
 
-from plumbline.config import ByBaseline, ByGap, ByIndex, ByPairs, BySequence, DatasetConfig, SuiteConfig
+from plumbline.config import (
+    ByBaseline,
+    ByClip,
+    ByGap,
+    ByIndex,
+    ByPairs,
+    BySequence,
+    ByTarget,
+    DatasetConfig,
+    SuiteConfig,
+)
+from plumbline.data import view_sampling
 from plumbline.data.canonical import list_scenes, read_scene
 from plumbline.data.geometry import rotation_angle
 from plumbline.errors import ConfigError, DataError
@@ -129,6 +142,10 @@ def _scene_samples(suite: SuiteConfig, name: str, scene: Scene) -> list[Sample]:
     rule = suite.sources
     if isinstance(rule, ByIndex):
         return _by_index(rule, suite, name, scene)
+    if isinstance(rule, ByTarget):
+        return _by_target(rule, name, scene)
+    if isinstance(rule, ByClip):
+        return [draw(rule, name, scene, step=0, number=number) for number in range(rule.count)]
     if isinstance(rule, ByPairs):
         rows = _by_pairs(rule, name, scene)
     elif isinstance(rule, ByGap):
@@ -153,6 +170,48 @@ def _by_index(rule: ByIndex, suite: SuiteConfig, name: str, scene: Scene) -> lis
             f"suite on {suite.dataset}: predict_views {suite.predict_views}, but {rule.path} gives {name} fewer views."
         )
     return [Sample(name, (*context, *target), context=len(context)) for context, target in listed]
+
+
+def _by_target(rule: ByTarget, name: str, scene: Scene) -> list[Sample]:
+    """Each view as the target of the `count` around it, the nearest first; views that have too few are no sample."""
+    further, count = rule.targets - 1, len(scene.view_names)
+    if rule.gap is None:
+        rows = _by_pairs(ByPairs(kind="pairs", count=rule.count + further), name, scene)
+    else:
+        apart = [*_on_both_sides(rule.gap, rule.count), *_on_both_sides(1, further)]
+        rows = [(i, *(i + k for k in apart)) for i in range(count) if all(0 <= i + k < count for k in apart)]
+    return [
+        Sample(name, (*others[: rule.count], target, *others[rule.count :]), context=rule.count)
+        for target, *others in rows
+    ]
+
+
+def _on_both_sides(gap: int, count: int) -> list[int]:
+    """-gap, gap, -2 gap, 2 gap and so on."""
+    return [(-1, 1)[k % 2] * gap * (1 + k // 2) for k in range(count)]
+
+
+def draw(rule: ByClip, name: str, scene: Scene, *, step: int, number: int) -> Sample:
+    """The scene's sample `number` at a training step: the same for the same step, seed and number.
+
+    DataError for a scene of too few views, or, with more than two given ones, without poses.
+    """
+    rng = np.random.default_rng((rule.seed, step, number, zlib.crc32(name.encode())))
+    gap, frames = rule.gaps.at(step), len(scene.view_names)
+    if rule.context == 2:
+        drawn = view_sampling.bounded(frames, gap, rng, targets=rule.targets)
+    elif scene.world_T_cam is None:
+        raise DataError(f"{scene.dataset}/{name}: no camera poses; set context: 2 in its clip rule.")
+    else:
+        centres = scene.world_T_cam[:, :3, 3]
+        drawn = view_sampling.spread(centres, gap, rng, context=rule.context, targets=rule.targets)
+    if drawn is None:
+        raise DataError(
+            f"{scene.dataset}/{name}: {frames} views are too few for clips with gaps of {gap[0]} to {gap[1]} at step {step}. "
+            "Lower gaps in the suite's clip rule, or leave the scene out."
+        )
+    context, targets = drawn
+    return Sample(name, (*context, *targets), context=len(context))
 
 
 def _by_pairs(rule: ByPairs, name: str, scene: Scene) -> list[tuple[int, ...]]:
@@ -250,33 +309,39 @@ def _spread(candidates: np.ndarray, baseline: np.ndarray, offsets: np.ndarray, m
 
 
 def gather(scenes: Mapping[str, Scene], samples: Sequence[Sample]) -> SampleArrays:
-    """The arrays of the given views of `samples`, stacked; images stay u8. All must have one size and one number of views.
+    """The arrays of `samples`, stacked; images stay u8. All must have one size, one number of views and one of targets.
 
-    Reads each view straight from the memory-mapped stacks into its place: no decoding, no copy on the way.
+    Reads each view straight from the memory-mapped stacks into its place: no decoding of raw images, no copy on the way.
     """
-    first = scenes[samples[0].scene]
-    b, v = len(samples), len(samples[0].given)
-    height, width = first.images.shape[1:3]
-    image = np.empty((b, v, height, width, 3), np.uint8)
-    depth = None if first.depth is None else np.empty((b, v, height, width), np.float32)
-    mask = None if all(scenes[s.scene].mask is None for s in samples) else np.ones((b, v, height, width), np.bool_)
-    K, world_T_cam = np.empty((b, v, 3, 3)), np.empty((b, v, 4, 4))
-    for i, sample in enumerate(samples):
-        scene, views = scenes[sample.scene], sample.given
-        for j, view in enumerate(views):
-            image[i, j] = scene.images[view]
-            if depth is not None and scene.depth is not None:
-                depth[i, j] = scene.depth[view]
-            if mask is not None and scene.mask is not None:
-                mask[i, j] = scene.mask[view]
-        K[i] = scene.K[list(views)]
-        if scene.world_T_cam is not None:
-            world_T_cam[i] = scene.world_T_cam[list(views)]
+    owners = [scenes[sample.scene] for sample in samples]
+    given = [(scene, sample.given) for scene, sample in zip(owners, samples, strict=True)]
+    targets = [(scene, sample.targets) for scene, sample in zip(owners, samples, strict=True)]
     return SampleArrays(
-        image=image,
-        K=K,
-        depth_range=np.array([scenes[s.scene].depth_range for s in samples], np.float64),
-        world_T_cam=None if first.world_T_cam is None else world_T_cam,
-        depth=depth,
-        mask=mask,
+        image=_stack(given, "images"),
+        K=_stack(given, "K"),
+        depth_range=np.array([scene.depth_range for scene in owners], np.float64),
+        world_T_cam=_stack(given, "world_T_cam"),
+        depth=_stack(given, "depth"),
+        mask=_stack(given, "mask"),
+        target_image=_stack(targets, "images"),
+        target_K=_stack(targets, "K"),
+        world_T_target=_stack(targets, "world_T_cam"),
+        target_mask=_stack(targets, "mask"),
     )
+
+
+def _stack(chosen: Sequence[tuple[Scene, tuple[int, ...]]], name: str) -> Any:
+    """The views' rows of the scenes' stacks `name`, "b v ..."; None where no scene has any, or there is no view.
+
+    Where only some have, the others' masks are true everywhere; all else is 0 there, "not measured".
+    """
+    stacks = [getattr(scene, name) for scene, _ in chosen]
+    known = next((stack for stack in stacks if stack is not None), None)
+    if known is None or not chosen[0][1]:
+        return None
+    first = known[0]
+    rows = np.full((len(chosen), len(chosen[0][1]), *first.shape), name == "mask", first.dtype)
+    for i, (stack, (_, views)) in enumerate(zip(stacks, chosen, strict=True)):
+        for j, view in enumerate(views if stack is not None else ()):
+            rows[i, j] = stack[view]
+    return rows

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Float64
-from pydantic import BaseModel, Field, model_validator
 
 from plumbline.records import View
 
@@ -18,29 +17,6 @@ Frames = tuple[int, ...]
 _MOST_VIEWS = 6
 # Left for right in the camera's frame.
 _F = np.diag([-1.0, 1.0, 1.0, 1.0])
-
-
-class Gaps(BaseModel, frozen=True, extra="forbid"):
-    """Bounds of the gap between the outermost context frames, at the first step and from `warm_up` steps on.
-
-    The defaults are RealEstate10K's; DL3DV's are (15, 20), (30, 50) and 10000.
-    """
-
-    shortest: tuple[int, int] = Field(default=(25, 45), description="frames, first and final")
-    longest: tuple[int, int] = Field(default=(45, 135), description="frames, first and final")
-    warm_up: int = Field(default=30_000, ge=0, description="steps until the final bounds hold")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Gaps":
-        if any(not 1 <= low <= high for low, high in zip(self.shortest, self.longest, strict=True)):
-            raise ValueError(f"shortest {self.shortest}, longest {self.longest}: expected 1 <= shortest <= longest")
-        return self
-
-    def at(self, step: int) -> tuple[int, int]:
-        """(shortest, longest) gap at a training step: linear in the step, cut to whole frames, constant after `warm_up`."""
-        share = 1.0 if self.warm_up == 0 else min(step / self.warm_up, 1.0)
-        low, high = (int(first + share * (last - first)) for first, last in (self.shortest, self.longest))
-        return low, high
 
 
 def bounded(

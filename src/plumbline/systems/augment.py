@@ -17,6 +17,8 @@ from plumbline.geometry import sample
 from plumbline.systems.records import Batch
 
 LARGEST_NOISE = 0.4
+_IMAGES = ("image", "target_image")
+_MAPS = (*_IMAGES, "depth", "mask", "target_mask", "initial_depth", "initial_confidence", "keypoint_probability")
 
 
 class AugmentConfig(BaseModel):
@@ -40,15 +42,15 @@ class AugmentConfig(BaseModel):
 def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
     """A varied batch of the same shapes: mirrored, cropped and enlarged, with other light and a worse initial depth.
 
-    One mirror and crop is shared by all views of a sample, and one light unless `config.shared_light` is off; only the
-    initial depth is degraded, never the truth.
+    One mirror and crop is shared by all views of a sample, those to be rendered included, and one light unless
+    `config.shared_light` is off; only the initial depth is degraded, never the truth.
     """
     b = batch.image.shape[0]
     batch = mirror(batch, _uniform(generator, b) < config.flip)
     if config.zoom > 0:
         size = (batch.image.shape[-2], batch.image.shape[-1])
         batch = enlarge(batch, *_random_window(b, config.zoom, generator, size))
-    batch = replace(batch, image=vary_light(batch.image, config, generator))
+    batch = _relit(batch, config, generator)
     if batch.initial_depth is None or config.degrade == 0:
         return batch
     depth, confidence = degrade(batch.initial_depth, batch.initial_confidence, config.degrade, generator)
@@ -61,16 +63,20 @@ def mirror(batch: Batch, which: Bool[Tensor, " b"]) -> Batch:
     Points change the sign of x in every camera's frame, so a pose T becomes S T S with S = diag(-1, 1, 1, 1), which is
     again a rotation and a translation.
     """
-    mirrored = batch.K.clone()
-    mirrored[..., 0, 1] = 0 - batch.K[..., 0, 1]
-    mirrored[..., 0, 2] = batch.image.shape[-1] - 1 - batch.K[..., 0, 2]
-    K = torch.where(_like(which, mirrored), mirrored, batch.K)
+    width = batch.image.shape[-1]
 
-    cam0_T_cam = batch.cam0_T_cam
-    if cam0_T_cam is not None:
-        sign = cam0_T_cam.new_tensor([-1.0, 1.0, 1.0, 1.0])
-        cam0_T_cam = torch.where(_like(which, cam0_T_cam), sign[:, None] * cam0_T_cam * sign, cam0_T_cam)
-    return _with_maps(batch, lambda x: torch.where(_like(which, x), x.flip(-1), x), K=K, cam0_T_cam=cam0_T_cam)
+    def of_K(K: Float[Tensor, "b v 3 3"]) -> Tensor:
+        mirrored = K.clone()
+        mirrored[..., 0, 1] = 0 - K[..., 0, 1]
+        mirrored[..., 0, 2] = width - 1 - K[..., 0, 2]
+        return torch.where(_like(which, mirrored), mirrored, K)
+
+    def of_pose(T: Float[Tensor, "b v 4 4"]) -> Tensor:
+        sign = T.new_tensor([-1.0, 1.0, 1.0, 1.0])
+        return torch.where(_like(which, T), sign[:, None] * T * sign, T)
+
+    cameras = {**_changed(batch, ("K", "target_K"), of_K), **_changed(batch, ("cam0_T_cam", "cam0_T_target"), of_pose)}
+    return _with_maps(batch, lambda x: torch.where(_like(which, x), x.flip(-1), x), **cameras)
 
 
 def enlarge(batch: Batch, zoom: Float[Tensor, " b"], left: Float[Tensor, " b"], top: Float[Tensor, " b"]) -> Batch:
@@ -85,15 +91,19 @@ def enlarge(batch: Batch, zoom: Float[Tensor, " b"], left: Float[Tensor, " b"], 
     u = (torch.arange(w, device=zoom.device) + 0.5) / zoom[:, None] + left[:, None] - 0.5
     v = (torch.arange(h, device=zoom.device) + 0.5) / zoom[:, None] + top[:, None] - 0.5
     u, v = u.clamp(0, w - 1), v.clamp(0, h - 1)
-    K = batch.K.clone()
-    K[..., :2, :2] *= zoom[:, None, None, None]
-    K[..., 0, 2] = (K[..., 0, 2] + 0.5 - left[:, None]) * zoom[:, None] - 0.5
-    K[..., 1, 2] = (K[..., 1, 2] + 0.5 - top[:, None]) * zoom[:, None] - 0.5
+
+    def of_K(K: Float[Tensor, "b v 3 3"]) -> Tensor:
+        K = K.clone()
+        K[..., :2, :2] *= zoom[:, None, None, None]
+        K[..., 0, 2] = (K[..., 0, 2] + 0.5 - left[:, None]) * zoom[:, None] - 0.5
+        K[..., 1, 2] = (K[..., 1, 2] + 0.5 - top[:, None]) * zoom[:, None] - 0.5
+        return K
+
     columns, rows = u.round().long(), v.round().long()
-    varied = _with_maps(batch, lambda x: _nearest(x, columns, rows), K=K)
+    varied = _with_maps(batch, lambda x: _nearest(x, columns, rows), **_changed(batch, ("K", "target_K"), of_K))
     if varied.keypoint_probability is not None:
         varied = replace(varied, keypoint_probability=varied.keypoint_probability / zoom[:, None, None, None] ** 2)
-    return replace(varied, image=_bilinear(batch.image, u, v))
+    return replace(varied, **_changed(batch, _IMAGES, lambda x: _bilinear(x, u, v)))
 
 
 def vary_light(
@@ -172,11 +182,22 @@ def _random_window(b: int, zoom: float, generator: torch.Generator, size: tuple[
     return factor, left, top
 
 
+def _relit(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
+    if batch.target_image is None:
+        return replace(batch, image=vary_light(batch.image, config, generator))
+    views = batch.image.shape[1]
+    lit = vary_light(torch.cat([batch.image, batch.target_image], dim=1), config, generator)
+    return replace(batch, image=lit[:, :views], target_image=lit[:, views:])
+
+
 def _with_maps(batch: Batch, function: Callable[[Tensor], Tensor], **changes: Any) -> Batch:
-    names = ("image", "depth", "mask", "initial_depth", "initial_confidence", "keypoint_probability")
-    maps = {name: getattr(batch, name) for name in names}
-    changes |= {name: function(value) for name, value in maps.items() if value is not None}
-    return replace(batch, **changes)
+    return replace(batch, **changes, **_changed(batch, _MAPS, function))
+
+
+def _changed(batch: Batch, names: tuple[str, ...], function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """What `function` makes of those of the batch's tensors that are there."""
+    values = {name: getattr(batch, name) for name in names}
+    return {name: function(value) for name, value in values.items() if value is not None}
 
 
 def _nearest(x: Tensor, u: Tensor, v: Tensor) -> Tensor:

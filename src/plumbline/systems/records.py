@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from plumbline.records import SampleArrays
@@ -22,7 +22,8 @@ class Batch:
     `predict_views` leading views are to be predicted. `initial_depth` holds another method's depth for the first p views.
     `constant_depth` is the median depth of the data set's training split, `constant_pose` the mean pose of a source view
     (`cam0_T_cam`) over the pairs of that split. `keypoint_probability` is a label, for losses alone (see LABELS): the
-    probability that a pixel is a keypoint, at most 1 in the sum over an 8x8 cell as stored.
+    probability that a pixel is a keypoint, at most 1 in the sum over an 8x8 cell as stored. Where samples have views to be
+    rendered, `target_K` and `cam0_T_target` are their cameras, and `target_image` with `target_mask` is what was seen there.
     """
 
     image: Float[Tensor, "b v 3 h w"]
@@ -36,6 +37,10 @@ class Batch:
     keypoint_probability: Float[Tensor, "b v h w"] | None = None
     constant_depth: Float[Tensor, " b"] | None = None
     constant_pose: Float[Tensor, "b 4 4"] | None = None
+    target_image: Float[Tensor, "b t 3 h w"] | None = None
+    target_K: Float[Tensor, "b t 3 3"] | None = None
+    cam0_T_target: Float[Tensor, "b t 4 4"] | None = None
+    target_mask: Bool[Tensor, "b t h w"] | None = None
     predict_views: int = 1
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -77,6 +82,17 @@ class Cameras:
 
 
 @dataclass(frozen=True)
+class Rendered:
+    """What the target cameras of a batch see: colours in [0, 1], and z in metres (0 = nothing there) where it is known.
+
+    A method that only renders, and predicts neither depth nor cameras, returns this in place of a Prediction.
+    """
+
+    image: Float[Tensor, "b t 3 h w"]
+    depth: Float[Tensor, "b t h w"] | None = None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Depth of the first p views (metres; 0 = the system abstains) and, optionally, how sure it is (in [0, 1])."""
 
@@ -91,31 +107,45 @@ def to_batch(arrays: SampleArrays, *, device: torch.device | str = "cpu", predic
 
     Poses are inverted in float64 on the CPU, so that a world frame far from the origin costs no precision.
     """
-    b, v, h, w, _ = arrays.image.shape
-    image = torch.from_numpy(np.ascontiguousarray(arrays.image)).reshape(b * v, h, w, 3).permute(0, 3, 1, 2)
     depth = None if arrays.depth is None else torch.from_numpy(np.ascontiguousarray(arrays.depth))
     mask = None if depth is None else depth > 0
     if mask is not None and arrays.mask is not None:
         mask = mask & torch.from_numpy(np.ascontiguousarray(arrays.mask))
     batch = Batch(
-        image=image.to(torch.float32).mul_(1 / 255).reshape(b, v, 3, h, w),
+        image=_in_unit_range(arrays.image),
         K=torch.from_numpy(arrays.K).float(),
-        cam0_T_cam=None if arrays.world_T_cam is None else _relative(arrays.world_T_cam),
+        cam0_T_cam=None if arrays.world_T_cam is None else _relative(arrays.world_T_cam, arrays.world_T_cam),
         depth_range=torch.from_numpy(arrays.depth_range).float(),
         depth=depth,
         mask=mask,
         initial_depth=_tensor(arrays.initial_depth),
         initial_confidence=_tensor(arrays.initial_confidence),
         keypoint_probability=_tensor(arrays.keypoint_probability),
+        target_image=None if arrays.target_image is None else _in_unit_range(arrays.target_image),
+        target_K=None if arrays.target_K is None else torch.from_numpy(arrays.target_K).float(),
+        cam0_T_target=_relative_target(arrays),
+        target_mask=_tensor(arrays.target_mask),
         predict_views=predict_views,
     )
     return batch.to(device)
+
+
+def _in_unit_range(image: UInt8[np.ndarray, "b v h w 3"]) -> Float[Tensor, "b v 3 h w"]:
+    b, v, h, w, _ = image.shape
+    flat = torch.from_numpy(np.ascontiguousarray(image)).reshape(b * v, h, w, 3).permute(0, 3, 1, 2)
+    return flat.to(torch.float32).mul_(1 / 255).reshape(b, v, 3, h, w)
 
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:
     return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _relative(world_T_cam: np.ndarray) -> Tensor:
-    cam0_T_world = np.linalg.inv(world_T_cam[:, :1])
-    return torch.from_numpy(cam0_T_world @ world_T_cam).float()
+def _relative(world_T_cam: np.ndarray, world_T_other: np.ndarray) -> Tensor:
+    """Poses in the frame of the first camera of `world_T_cam`."""
+    return torch.from_numpy(np.linalg.inv(world_T_cam[:, :1]) @ world_T_other).float()
+
+
+def _relative_target(arrays: SampleArrays) -> Tensor | None:
+    if arrays.world_T_cam is None or arrays.world_T_target is None:
+        return None
+    return _relative(arrays.world_T_cam, arrays.world_T_target)

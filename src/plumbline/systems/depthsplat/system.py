@@ -20,7 +20,7 @@ from plumbline.systems.depthsplat import losses, lpips, pretrained
 from plumbline.systems.depthsplat.config import Config
 from plumbline.systems.depthsplat.encoder import Encoded, Encoder
 from plumbline.systems.depthsplat.views import Views
-from plumbline.systems.records import Batch, Prediction
+from plumbline.systems.records import Batch, Prediction, Rendered
 
 # Nothing nearer than this share of the nearest depth is drawn, as in the decoder that published weights were trained with.
 NEAR_SHARE = 0.2
@@ -28,7 +28,7 @@ _FINAL, _INTERMEDIATE = "gaussian_", "intermediate_gaussian_"
 
 
 @dataclass(frozen=True)
-class Seen:
+class _Seen:
     """What cameras really saw, to be rendered: images in [0, 1], K in pixels, poses relative to view 0.
 
     `mask` is true on what the images are to be compared on; None: everywhere.
@@ -48,7 +48,7 @@ class System(nn.Module):
     With `official_quirks`, pictures are also rendered as the published decoder does: with the principal point in the middle.
     """
 
-    inputs = frozenset({"image", "K", "cam0_T_cam", "depth_range"})
+    inputs = frozenset({"image", "K", "cam0_T_cam", "depth_range", "target_K", "cam0_T_target"})
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -74,8 +74,9 @@ class System(nn.Module):
             internals |= _tensors(_within(gaussians, encoded.depths[-1], size), prefix)
         return Prediction(depth=depths[-1][:, :p], confidence=_confidence(encoded, size, p, batch), internals=internals)
 
-    def loss(self, prediction: Prediction, batch: Batch, targets: Seen | None = None) -> dict[str, Tensor]:
-        """Every component by name, and "total", their weighted sum; `targets` are rendered, by default the context views.
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """Every component by name, and "total", their weighted sum. The batch's target views are rendered, without any the
+        views that are given.
 
         Terms of intermediate predictions are part of the component, with their weight. DataError when nothing is to be
         learnt: a model without Gaussians needs depth among the optional terms.
@@ -87,7 +88,7 @@ class System(nn.Module):
             terms = self._context_terms(prediction.internals[f"{prefix}depth"], batch)
             if self.config.gaussians:
                 gaussians = gaussians_of(prediction, intermediate=bool(prefix))
-                terms |= self._image_terms(gaussians, batch, targets or _context(batch))
+                terms |= self._image_terms(gaussians, batch, _seen(batch))
             for name, value in terms.items():
                 components[name] = components.get(name, 0) + weight * value
         if not components:
@@ -116,6 +117,14 @@ class System(nn.Module):
         with torch.autocast(K.device.type, enabled=False):
             return render(gaussians, Cameras(K, cam0_T_cam, near), size, backend=self.config.backend, rules=rules)
 
+    def novel_views(self, prediction: Prediction, batch: Batch) -> Rendered:
+        """What the batch's target cameras see; DataError without such cameras, or without Gaussians."""
+        if batch.target_K is None or batch.cam0_T_target is None:
+            raise DataError("depthsplat: this batch has no target cameras to render. Use samples with target views.")
+        size, nearest = (batch.image.shape[-2], batch.image.shape[-1]), _range(batch)[:, 0]
+        seen = self.render(gaussians_of(prediction), batch.target_K, batch.cam0_T_target, size, nearest=nearest)
+        return Rendered(seen.colour.clamp(0, 1), seen.depth)
+
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """A geometry-true variation of a training batch."""
         return augment(batch, self.config.augment, generator)
@@ -128,7 +137,7 @@ class System(nn.Module):
         """Take what fits from a file of Depth-Anything-V2, DINOv2, UniMatch or DepthSplat; says what was taken."""
         return pretrained.init_from(self, path)
 
-    def _image_terms(self, gaussians: Gaussians, batch: Batch, seen: Seen) -> dict[str, Tensor]:
+    def _image_terms(self, gaussians: Gaussians, batch: Batch, seen: _Seen) -> dict[str, Tensor]:
         config, size = self.config.loss, (seen.image.shape[-2], seen.image.shape[-1])
         picture = self.render(gaussians, seen.K, seen.cam0_T_cam, size, nearest=_range(batch)[:, 0]).colour
         mask = seen.mask if config.foreground else None
@@ -193,10 +202,12 @@ def _views(batch: Batch, multiple: int) -> Views:
     return Views(padded, K, batch.cam0_T_cam, near, far)
 
 
-def _context(batch: Batch) -> Seen:
+def _seen(batch: Batch) -> _Seen:
+    if batch.target_image is not None and batch.target_K is not None and batch.cam0_T_target is not None:
+        return _Seen(batch.target_image, batch.target_K, batch.cam0_T_target, batch.target_mask)
     if batch.cam0_T_cam is None:
         raise DataError("depthsplat: this batch has no poses to render from. Train on posed scenes.")
-    return Seen(batch.image, batch.K, batch.cam0_T_cam, batch.mask)
+    return _Seen(batch.image, batch.K, batch.cam0_T_cam, batch.mask)
 
 
 def _range(batch: Batch) -> Float[Tensor, "b 2"]:
