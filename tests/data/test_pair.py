@@ -10,8 +10,8 @@ import pytest
 from fabricated import write_dataset
 from plumbline.config import DatasetConfig
 from plumbline.data import pair
-from plumbline.data.canonical import read_scene, views_of, write_scene
-from plumbline.data.samples import gather
+from plumbline.data.canonical import fit, read_scene, views_of, write_scene
+from plumbline.data.samples import build, gather
 from plumbline.errors import ConfigError, DataError, PlumblineError
 from plumbline.files import read_json, write_json
 from plumbline.records import Sample, Scene
@@ -65,6 +65,63 @@ def test_roles_follow_the_order_of_the_sample(scenes: Path, tmp_path: Path) -> N
     assert found.roles == ("context", "context", "target")
     assert found.only("context").views == (0, 1) and found.only("target").views == (2,)
     assert pair.read_pair(tmp_path / "splat").roles == found.roles
+
+
+TARGET = {"kind": "target", "gap": 1}
+
+
+def test_a_rule_with_targets_says_itself_which_views_are_rendered(scenes: Path, tmp_path: Path) -> None:
+    found = extract(scenes, tmp_path / "splat", sources=TARGET, context=None, sample=1, predict_views=2)
+    assert found.scene.view_names == ("0001", "0003", "0002") and found.roles == ("context", "context", "target")
+    assert (found.sample.given, found.sample.targets) == ((0, 1), (2,)) and found.predict_views == 2
+    assert extract(scenes, tmp_path / "same", sources=TARGET, context=2, target=1).roles == found.roles
+    whole = {
+        "flat/kitchen": read_scene(scenes / "rooms/flat/kitchen"),
+        "flat/hall": read_scene(scenes / "rooms/flat/hall"),
+    }
+    expected = gather(whole, [Sample("flat/hall", (1, 3, 2), context=2)])
+    got = gather({found.sample.scene: found.scene}, [found.sample])
+    for name in ("image", "target_image", "target_K", "world_T_target"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+
+
+def test_a_clip_that_renders_what_it_gives_is_no_sample_for_a_gate(scenes: Path, tmp_path: Path) -> None:
+    near = {"shortest": [1, 1], "longest": [1, 1]}
+    clip = {"kind": "clip", "targets": 2, "gaps": near, "count": 3}
+    with pytest.raises(
+        ConfigError, match=r"sample 2 of rooms \(train\) gives views \(\d, \d\) and has .* rendered: one stands"
+    ):
+        extract(scenes, tmp_path / "splat", sources=clip, context=None, sample=2)
+    wide = config(
+        sources={**clip, "targets": 1, "gaps": {"shortest": [4, 4], "longest": [4, 4]}, "count": 40}, context=None
+    )
+    opened = {name: read_scene(scenes / "rooms" / name) for name in SCENES}
+    number = next(k for k, sample in enumerate(build(wide, opened)) if sample.targets[0] in {1, 2, 3})
+    found, other = pair.choose(wide.model_copy(update={"sample": number}), opened)
+    assert found.given == (0, 4) and found.targets[0] in {1, 2, 3}
+    assert other is not None and other.scene != found.scene and not {*other.given} & {*other.targets}
+
+
+def test_views_come_to_another_size_with_their_cameras_and_depth(scenes: Path, tmp_path: Path) -> None:
+    found = extract(scenes, tmp_path / "half", image_size=[12, 16])
+    assert found.scene.images.shape == (3, 12, 16, 3) and found.scene.depth is not None
+    whole = read_scene(scenes / "rooms/flat/hall")
+    for place, number in enumerate((1, 0, 2)):
+        view = fit(list(views_of(whole))[number], (12, 16))
+        np.testing.assert_array_equal(found.scene.images[place], view.image)
+        np.testing.assert_array_equal(found.scene.K[place], view.K)
+        np.testing.assert_array_equal(found.scene.depth[place], view.depth)
+    assert pair.read_pair(tmp_path / "half").scene.images.shape[1:3] == (12, 16)
+    other = pair.read_other(tmp_path / "half")
+    assert other is not None and other.scene.images.shape == (3, 12, 16, 3)
+
+
+def test_masks_come_to_another_size_with_their_views(tmp_path: Path) -> None:
+    whole = with_everything(tmp_path)
+    pair.write_sample(tmp_path / "out", Sample("whole", (3, 0, 4)), whole, config(image_size=[12, 16]))
+    scene = pair.read_sample(tmp_path / "out").scene
+    assert scene.mask is not None and scene.depth is not None
+    np.testing.assert_array_equal(scene.mask, np.asarray(scene.depth) > 2)
 
 
 def test_fewer_views_are_the_leading_ones(scenes: Path, tmp_path: Path) -> None:
@@ -138,10 +195,15 @@ def test_facts_count_what_is_measured_and_usable(tmp_path: Path) -> None:
         ({"sample": 6}, r"sample 6 of rooms \(train\) was asked for; there are 6, from 0"),
         ({"other": 9}, "sample 9 of rooms"),
         ({"context": 3, "target": 1}, r"3 context and 1 target views were asked for, but the samples .* have 3 views"),
+        (
+            {"sources": {"kind": "target", "gap": 1}, "context": 3},
+            r"3 context views were asked for, but the rule gives the samples of rooms \(train\) 2\. Say so in sources",
+        ),
+        ({"sources": {"kind": "target", "gap": 1}, "context": 2, "target": 2}, "2 target views were asked for"),
         ({"dataset": "halls"}, r"no data set 'halls'\. There is: rooms"),
         ({"sources": {"kind": "gap", "gap": 3}}, "no view of 2 scenes has the sources"),
     ],
-    ids=["sample", "other", "views", "data set", "rule"],
+    ids=["sample", "other", "views", "the rule's context", "the rule's targets", "data set", "rule"],
 )
 def test_what_cannot_be_had_is_named_and_nothing_is_written(
     scenes: Path, tmp_path: Path, changes: dict[str, Any], words: str
@@ -166,7 +228,19 @@ def test_labels_of_the_sample_are_those_of_its_views_in_its_order(scenes: Path, 
             pair.read_labels(folder, found)
 
 
-@pytest.mark.parametrize("changes", [{"predict_views": 4}, {"other": 0}, {"context": 0}, {"views": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"predict_views": 4},
+        {"predict_views": 3, "context": 2, "target": 1},
+        {"predict_views": 3, "context": None, "sources": TARGET},
+        {"other": 0},
+        {"context": 0},
+        {"context": None},
+        {"image_size": [0, 4]},
+        {"views": 2},
+    ],
+)
 def test_impossible_configurations_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         config(**changes)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from plumbline.config import DatasetConfig, SuiteConfig
-from plumbline.data.canonical import read_scene, validity, views_of, write_scene
+from plumbline.config import ByClip, ByIndex, ByTarget, DatasetConfig, SuiteConfig
+from plumbline.data.canonical import fit, read_scene, validity, views_of, write_scene
 from plumbline.data.samples import build, open_split
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import atomic_folder, read_json, read_npy, write_json
@@ -33,8 +33,20 @@ class PairConfig(SuiteConfig):
 
     split: Literal["train", "val", "test", "all"] = "train"
     sample: int = Field(default=0, ge=0, description="which of the samples that the rule gives, from 0")
-    context: int = Field(ge=1, description="leading views of the sample that the system is given, the reference first")
-    target: int = Field(default=0, ge=0, description="views after those that it is to render, without seeing them")
+    context: int | None = Field(
+        default=None,
+        ge=1,
+        description="leading views of the sample that the system is given, the reference first; null: as the rule has it",
+    )
+    target: int | None = Field(
+        default=None,
+        ge=0,
+        description="views after those that it is to render, without seeing them; null: as the rule has it, else none",
+    )
+    image_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="height and width that the views are brought to, their K and depth with them; null: as they are",
+    )
     other: int | None = Field(
         default=None,
         ge=0,
@@ -43,8 +55,13 @@ class PairConfig(SuiteConfig):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "PairConfig":
-        if self.predict_views > self.context + self.target:
-            raise ValueError(f"predict_views {self.predict_views}: there are {self.context + self.target} views")
+        rule = self.sources
+        if self.context is None and not isinstance(rule, ByTarget | ByClip | ByIndex):
+            raise ValueError("context: say how many views the system is given; this rule does not")
+        by_rule = rule.count if isinstance(rule, ByTarget) else rule.context if isinstance(rule, ByClip) else None
+        given = self.context or by_rule
+        if given is not None and self.predict_views > given:
+            raise ValueError(f"predict_views {self.predict_views}: the system is given {given} views")
         if self.other == self.sample:
             raise ValueError(f"other {self.other}: that is the sample itself")
         return self
@@ -54,7 +71,8 @@ class PairConfig(SuiteConfig):
 class Pair:
     """A sample that stands alone: `scene` has its views and no others, in its order; `roles` has an entry for each of them.
 
-    `origin` is what sample.json says: the numbers that the views have in the whole scene, and the rule they were found by.
+    Views with the role target are those that `sample` has to be rendered, and does not give. `origin` is what sample.json
+    says: the numbers that the views have in the whole scene, and the rule they were found by.
     """
 
     scene: Scene
@@ -132,25 +150,52 @@ def extract_pair(config: PairConfig, *, datasets: Mapping[str, DatasetConfig], s
 
 
 def choose(config: PairConfig, scenes: Mapping[str, Scene]) -> tuple[Sample, Sample | None]:
-    """The sample that `config` asks for and another one, each with as many leading views as it asks for.
+    """The sample that `config` asks for and another one, each with the views that it asks for, in their roles.
 
     Without `config.other` that is the first one of another scene, else the one that shares the fewest views and is farthest
-    in the list; None where every other sample has the same views. ConfigError when there is no such sample.
+    in the list; None where every other sample has the same views. ConfigError when there is no such sample, or when a view
+    that is to be rendered is given as well.
     """
-    found, wanted = build(config, scenes), config.context + config.target
+    found = build(config, scenes)
     where = f"{config.dataset} ({config.split})"
     for number in (config.sample, config.other):
         if number is not None and number >= len(found):
             raise ConfigError(f"pair: sample {number} of {where} was asked for; there are {len(found)}, from 0.")
-    if any(len(sample.views) < wanted for sample in found):
-        raise ConfigError(
-            f"pair: {config.context} context and {config.target} target views were asked for, but the samples of {where} have "
-            f"{min(len(sample.views) for sample in found)} views. Ask for fewer, or for more sources."
-        )
-    cut = [Sample(sample.scene, sample.views[:wanted]) for sample in found]
-    if config.other is not None:
-        return cut[config.sample], cut[config.other]
-    return cut[config.sample], _unlike(cut, config.sample)
+    cut = [_cut(sample, config, where) for sample in found]
+    for number in (config.sample, config.other):
+        if number is not None and _repeats(cut[number]):
+            raise ConfigError(
+                f"pair: sample {number} of {where} gives views {cut[number].given} and has {cut[number].targets} rendered: one "
+                "stands there twice, and what is given need not be found out. Choose another sample."
+            )
+    return cut[config.sample], _unlike(cut, config.sample) if config.other is None else cut[config.other]
+
+
+def _cut(sample: Sample, config: PairConfig, where: str) -> Sample:
+    """The views of `sample` that `config` asks for; where its rule says which are targets the two must agree."""
+    if sample.context is None:
+        given, rendered = config.context or len(sample.views), config.target or 0
+        if len(sample.views) < given + rendered:
+            raise ConfigError(
+                f"pair: {given} context and {rendered} target views were asked for, but the samples of {where} have "
+                f"{len(sample.views)} views. Ask for fewer, or for more sources."
+            )
+        return Sample(sample.scene, sample.views[: given + rendered], given if rendered else None)
+    for name, asked, has in (
+        ("context", config.context, len(sample.given)),
+        ("target", config.target, len(sample.targets)),
+    ):
+        if asked is not None and asked != has:
+            raise ConfigError(
+                f"pair: {asked} {name} views were asked for, but the rule gives the samples of {where} {has}. Say so in "
+                f"sources, and leave {name} out."
+            )
+    return sample
+
+
+def _repeats(sample: Sample) -> bool:
+    """Whether a view stands there twice, as in clips it may."""
+    return len({*sample.views}) < len(sample.views)
 
 
 def _unlike(samples: Sequence[Sample], number: int) -> Sample | None:
@@ -160,13 +205,18 @@ def _unlike(samples: Sequence[Sample], number: int) -> Sample | None:
         apart = samples[k].scene != chosen.scene
         return not apart, 0 if apart else len({*samples[k].views} & {*chosen.views}), k if apart else -abs(k - number)
 
-    best = min(range(len(samples)), key=likeness)
+    best = min((k for k, own in enumerate(samples) if not _repeats(own)), key=likeness)
     return None if likeness(best)[1] == len(chosen.views) else samples[best]
 
 
 def write_sample(out: Path, sample: Sample, scene: Scene, config: PairConfig) -> None:
-    """Write `sample` of `scene` to the folder `out`, which is replaced; it appears only when it reads back as it was."""
+    """Write `sample` of `scene` to the folder `out`, which is replaced; it appears only when it reads back as it was.
+
+    Views come to `config.image_size` as every resizing does (see `plumbline.data.canonical.fit`).
+    """
     small = _picked(scene, sample.views)
+    if config.image_size is not None:
+        small = _resized(small, config.image_size)
     with atomic_folder(out) as temporary:
         write_scene(
             temporary / sample.scene,
@@ -198,6 +248,17 @@ def _picked(scene: Scene, views: Sequence[int]) -> Scene:
     return replace(scene, view_names=names, pairs=pairs, frames=None, frame_count=None, **stacks)
 
 
+def _resized(scene: Scene, size: tuple[int, int]) -> Scene:
+    """`scene` with all views at `size`: one factor, cropped around the centre, K and depth with the image."""
+    views = [fit(view, size) for view in views_of(scene)]
+    parts = {"images": "image", "K": "K", "depth": "depth", "mask": "mask"}
+    stacks: dict[str, Any] = {
+        name: None if getattr(scene, name) is None else np.stack([getattr(view, part) for view in views])
+        for name, part in parts.items()
+    }
+    return replace(scene, **stacks)
+
+
 def _named_pairs(scene: Scene) -> dict[str, list[tuple[str, float]]] | None:
     if scene.pairs is None:
         return None
@@ -206,7 +267,7 @@ def _named_pairs(scene: Scene) -> dict[str, list[tuple[str, float]]] | None:
 
 
 def _description(sample: Sample, scene: Scene, config: PairConfig) -> dict[str, Any]:
-    roles = ["context"] * config.context + ["target"] * config.target
+    roles = ["context"] * len(sample.given) + ["target"] * len(sample.targets)
     views = [
         {"name": scene.view_names[view], "number": view, "role": role}
         for view, role in zip(sample.views, roles, strict=True)
@@ -245,7 +306,9 @@ def read_sample(folder: Path) -> Pair:
     scene = read_scene(folder / name)
     if tuple(roles) != scene.view_names:
         raise DataError(f"{folder}: {_FILE} and the scene name different views. {advice}")
-    return Pair(scene, Sample(name, tuple(range(len(roles)))), tuple(roles.values()), int(predict_views), described)
+    given = sum(role == "context" for role in roles.values())
+    sample = Sample(name, tuple(range(len(roles))), None if given == len(roles) else given)
+    return Pair(scene, sample, tuple(roles.values()), int(predict_views), described)
 
 
 def read_labels(folder: Path, pair: Pair) -> Float16[np.ndarray, "v h w"]:
