@@ -1,7 +1,8 @@
 """Every hot path beside the commonly copied way, in one process, on one thread, in CPU time: `python benchmarks/run.py`.
 
 Equality is asserted before anything is timed. Prints a table and writes it to benchmarks/results as Markdown and JSON; the
-exit status is 1 when a ratio is below its target. Names after the command choose benchmarks by the start of their name.
+exit status is 1 when a ratio is below its target. Names after the command choose benchmarks by the start of their name; their
+rows then take the place of those that were recorded on the same machine with the same libraries.
 """
 
 import argparse
@@ -44,8 +45,8 @@ def main() -> int:
     console.print(drawn(rows))
     for line in asides(rows):
         console.print(line, highlight=False, markup=False)
-    if not arguments.names:
-        write(rows)
+    if recorded := merged(rows) if arguments.names else rows:
+        write(recorded)
     return 0 if rows and all(entry["met"] for entry in rows) else 1
 
 
@@ -145,16 +146,29 @@ def beside(entry: dict[str, object]) -> Iterator[str]:
         yield f"{entry['name']}: {entry['memory_mb']:.0f} MB at its peak, beyond what its process held before."
 
 
+def machine() -> dict[str, str]:
+    """What the times depend on."""
+    return {"cpu": cpu_name(), "system": platform.system(), "python": platform.python_version(), **versions()}
+
+
+def merged(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """The recorded rows with `rows` in the places of those of their names, new ones last; [] when they cannot stand together."""
+    recorded = json.loads((RESULTS / "results.json").read_text())
+    if recorded["machine"] != machine():
+        print("Not recorded: benchmarks/results is of another machine. Without names all are run.", file=sys.stderr)
+        return []
+    return list({entry["name"]: entry for entry in (*recorded["benchmarks"], *rows)}.values())
+
+
 def write(rows: Sequence[dict[str, object]]) -> None:
     """Write results.md and results.json."""
-    machine = {"cpu": cpu_name(), "system": platform.system(), "python": platform.python_version(), **versions()}
-    lines = [f"{METHOD} Machine: {', '.join(f'{k} {v}' for k, v in machine.items())}.", ""]
+    lines = [f"{METHOD} Machine: {', '.join(f'{k} {v}' for k, v in machine().items())}.", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(texts(entry)) + " |" for entry in rows]
     lines += ["", *(f"- {line}" for line in asides(rows))]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "results.md").write_text("\n".join(lines) + "\n")
-    (RESULTS / "results.json").write_text(json.dumps({"machine": machine, "benchmarks": list(rows)}, indent=1) + "\n")
+    (RESULTS / "results.json").write_text(json.dumps({"machine": machine(), "benchmarks": list(rows)}, indent=1) + "\n")
 
 
 def cpu_name() -> str:
