@@ -41,3 +41,22 @@ def test_a_suite_without_scale_says_so_and_cameras_have_a_table() -> None:
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(DataError, match="markers"):
         with_results("# nothing", "| |")
+
+
+def test_rendered_views_have_a_table_in_place_of_depth() -> None:
+    metrics = {
+        "dtu": {"a": {"abs_rel": 0.2}},
+        "dtu_new": {
+            "a": {"abs_rel": 0.1},
+            "nearest": {"psnr": 17.0, "ssim": 0.5},
+            "b": {"psnr": 20.004, "ssim": 0.625},
+        },
+        "dtu_new_6": {"b": {"psnr": 21.0, "ssim": 0.7}, "peeks": {"psnr": 50.0, "ssim": 0.99}},
+        "overfit": {"b": {"psnr": 31.0}},
+    }
+    assert results_tables(metrics, oracles=frozenset({"peeks"})) == (
+        "| abs_rel | dtu |\n|---|---|\n| a | **0.2000** |\n\n"
+        "| PSNR, dB / SSIM | dtu_new | dtu_new_6 |\n|---|---|---|\n"
+        "| nearest | 17.00 / 0.500 | – |\n| b | **20.00** / 0.625 | **21.00** / 0.700 |\n"
+        "| peeks (oracle) | – | 50.00 / 0.990 |\n"
+    )

@@ -76,11 +76,15 @@ def choose(root: Path, system: str, suite_name: str, suite: SuiteConfig, *, alig
 def rank(rows: Sequence[Scored]) -> list[tuple[str, Scored]]:
     """Return ("best" | "median" | "worst", row) by abs_rel; fewer when there are fewer than three rows."""
     ordered = sorted(rows, key=lambda scored: (scored.row.values["abs_rel"], scored.sample))
-    last = len(ordered) - 1
-    places = {"best": 0, "median": last // 2, "worst": last} if last > 1 else {"best": 0, "worst": 1}
-    if last < 1:
-        places = {"only": 0} if ordered else {}
-    return [(name, ordered[place]) for name, place in places.items()]
+    return [(name, ordered[place]) for name, place in places(len(ordered)).items()]
+
+
+def places(count: int) -> dict[str, int]:
+    """Where best, median and worst stand among `count` rows in order, best first; fewer with fewer than three rows."""
+    last = count - 1
+    if last > 1:
+        return {"best": 0, "median": last // 2, "worst": last}
+    return {"best": 0, "worst": 1} if last == 1 else {"only": 0} if count else {}
 
 
 def _headline_rows(root: Path, method: str, suite: str, alignment: str) -> list[Scored]:

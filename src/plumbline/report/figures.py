@@ -10,7 +10,11 @@ from jaxtyping import Float64
 from plumbline.report.pictures import encode_webp
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; one method keeps its colour in all charts.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C8C")
+_COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C8C"),
+    # further ones for long lists of methods, apart in lightness
+    *("#B5A300", "#8C6BD1", "#A65628", "#44AA99", "#C2185B"),
+)
 _THEMES = {"light": ("#ffffff", "#24292f", "#d8dee4"), "dark": ("#1b2129", "#dbe2ea", "#3a434e")}
 _WIDTH = 4.4
 _DPI = 150
@@ -33,6 +37,16 @@ class Strip:
     method: str
     scenes: Sequence[float]
     mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mean over scenes at `x`, with its interval where there is one."""
+
+    x: float
+    y: float
     low: float | None
     high: float | None
 
@@ -65,8 +79,18 @@ def strips(suite: str, rows: Sequence[Strip], methods: Sequence[str], *, metric:
     )
 
 
-def curve(rows: Sequence[Mapping[str, float]], columns: Mapping[str, str], *, title: str, ylabel: str) -> Chart:
-    """Columns of a training curve over the optimiser step; `columns` maps a column to its label."""
+def curve(
+    rows: Sequence[Mapping[str, float]],
+    columns: Mapping[str, str],
+    *,
+    title: str,
+    ylabel: str,
+    logarithmic: bool = True,
+) -> Chart:
+    """Columns of a training curve over the optimiser step; `columns` maps a column to its label.
+
+    Logarithmic where all values are positive, unless that is not asked for (decibels are logarithms already).
+    """
 
     def draw(axes: Any, ink: str) -> None:
         for place, (column, label) in enumerate(columns.items()):
@@ -77,7 +101,7 @@ def curve(rows: Sequence[Mapping[str, float]], columns: Mapping[str, str], *, ti
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(ylabel)
         everything = [row[column] for row in rows for column in columns if column in row]
-        if min(everything) > 0:
+        if logarithmic and min(everything) > 0:
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis, everything)
         axes.legend(frameon=False, labelcolor=ink, fontsize=9)
@@ -99,6 +123,28 @@ def sparsification(suite: str, curves: Mapping[str, Float64[np.ndarray, "k 3"]],
         axes.legend(frameon=False, labelcolor=ink, fontsize=9)
 
     return _chart(draw, f"sparsification curves of {', '.join(curves)} in {suite}", title=suite, height=2.8)
+
+
+def sweep(title: str, curves: Mapping[str, Sequence[Point]], methods: Sequence[str], *, ylabel: str) -> Chart:
+    """A line for each method over the number of given views, its 95 % interval as a pale band."""
+
+    def draw(axes: Any, ink: str) -> None:
+        for method, points in curves.items():
+            colour = colour_of(method, methods)
+            places = [point.x for point in points]
+            axes.plot(
+                places, [point.y for point in points], "o-", color=colour, markersize=4, linewidth=1.6, label=method
+            )
+            ends = [(point.x, point.low, point.high) for point in points if None not in (point.low, point.high)]
+            if ends:
+                axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.16, linewidth=0)
+        axes.set_xticks(sorted({point.x for points in curves.values() for point in points}))
+        axes.set_xlabel("given views")
+        axes.set_ylabel(ylabel)
+        axes.legend(frameon=False, labelcolor=ink, fontsize=9)
+
+    words = "; ".join(f"{m} {', '.join(f'{p.y:.4g}' for p in points)}" for m, points in curves.items())
+    return _chart(draw, f"{title}, {ylabel}, over the number of given views: {words}", title=title, height=2.8)
 
 
 def _plain_ticks(axis: Any, values: Sequence[float]) -> None:

@@ -19,7 +19,18 @@ _PRECISION = ".4g"
 # The guide's record has a row for each of these steps; here as far as they were evaluated, and the last.
 STEPS = (1, 10, 50, 100)
 # Shown before the components of the loss, under these names.
-_LEADING = {"train/loss": "training loss", "val/loss": "loss after", "val/depth_error": "depth error"}
+_LEADING = {
+    "train/loss": "training loss",
+    "val/loss": "loss after",
+    "val/depth_error": "depth error",
+    "val/psnr": "PSNR, dB",
+}
+# Charts of the record: column, its label, the title, and whether it is drawn logarithmically.
+_CHARTS = (
+    ("train/loss", "training loss", "loss", True),
+    ("val/depth_error", "after the step", "depth error", True),
+    ("val/psnr", "after the step", "PSNR, dB", False),
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +143,9 @@ def _step(row: Mapping[str, float], columns: Mapping[str, str], file: str) -> tu
 
 
 def _charts(system: str, rows: Sequence[Mapping[str, float]]) -> tuple[Chart, ...]:
-    kinds = (("train/loss", "training loss", "loss"), ("val/depth_error", "after the step", "depth error"))
     return tuple(
-        curve(rows, {column: label}, title=f"{system}: {title}, one sample", ylabel=title)
-        for column, label, title in kinds
+        curve(rows, {column: label}, title=f"{system}: {title}, one sample", ylabel=title, logarithmic=logarithmic)
+        for column, label, title, logarithmic in _CHARTS
         if any(column in row for row in rows)
     )
 

@@ -10,6 +10,8 @@ SHARE = ".1%"
 SIGNED_SHARE = "+.1%"
 SECONDS = ".3g"
 COUNT = "d"
+LARGE = ",.0f"
+MILLISECONDS = "milliseconds"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Number:
 
     `source` names files relative to the project's root and a place in each, `scores/deltaz/summary.json#suites/dtu/...`
     (several are separated by spaces); `kind` says what is done with them: value, change (first over second, minus one),
-    paired.mean, paired.low, paired.high (of first minus second), count. `spec` is the Python format of the text.
+    difference (first minus second), mean (of all), milliseconds (of seconds), paired.mean, paired.low, paired.high (of first
+    minus second), count. `spec` is the Python format of the text.
     """
 
     value: float | int

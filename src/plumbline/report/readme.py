@@ -17,11 +17,15 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 def results_tables(metrics: Metrics, *, oracles: frozenset[str] = frozenset()) -> str:
     """Markdown of {suite: {method: {metric: value}}}: abs_rel by method and suite, and the cameras where there are any.
 
-    The best of a suite that is no oracle is bold. A suite in which a method does not know the scale is said to be aligned by
+    Suites in which views are rendered have a table of their own, with PSNR and SSIM in place of depth. The best of a suite that
+    is no oracle is bold. A suite in which a method does not know the scale is said to be aligned by
     the median. What the overfit gates measured is not shown.
     """
     suites = {name: methods for name, methods in metrics.items() if name != OVERFIT}
-    tables = [_depth_table(suites, oracles), *(_camera_table(name, methods) for name, methods in suites.items())]
+    rendered = {name: methods for name, methods in suites.items() if any("psnr" in row for row in methods.values())}
+    measured = {name: methods for name, methods in suites.items() if name not in rendered}
+    tables = [_depth_table(measured, oracles), *(_camera_table(name, methods) for name, methods in measured.items())]
+    tables.append(_view_table(rendered, oracles))
     return "\n".join(table for table in tables if table)
 
 
@@ -66,6 +70,31 @@ def _angle(name: str, value: float | None, rows: Mapping[str, Mapping[str, float
         return "–"
     pick, text = (max, f"{value:.1%}") if name.startswith("auc") else (min, f"{value:.2f}")
     return f"**{text}**" if value == pick(row[name] for row in rows.values() if name in row) else text
+
+
+def _view_table(suites: Metrics, oracles: frozenset[str]) -> str:
+    """PSNR in dB and SSIM of the methods that render, by suite; the best PSNR of a suite is bold. "" when none renders."""
+    if not suites:
+        return ""
+    lines = ["| PSNR, dB / SSIM | " + " | ".join(suites) + " |", "|---|" + "---|" * len(suites)]
+    known = {
+        suite: [row["psnr"] for method, row in rows.items() if "psnr" in row and method not in oracles]
+        for suite, rows in suites.items()
+    }
+    best = {suite: max(values, default=None) for suite, values in known.items()}
+    methods = dict.fromkeys(m for rows in suites.values() for m, row in rows.items() if "psnr" in row)
+    for method in methods:
+        cells = [_view_cell(rows.get(method, {}), best[suite]) for suite, rows in suites.items()]
+        name = f"{method} (oracle)" if method in oracles else method
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _view_cell(row: Mapping[str, float], best: float | None) -> str:
+    if "psnr" not in row:
+        return "–"
+    text = f"{row['psnr']:.2f}"
+    return (f"**{text}**" if row["psnr"] == best else text) + f" / {row['ssim']:.3f}"
 
 
 def with_results(text: str, table: str) -> str:

@@ -10,7 +10,7 @@ from plumbline.camera_metrics import CAMERA_METRICS, HEADLINES
 from plumbline.errors import DataError
 from plumbline.evaluation import REGION, Interval, paired, read_scene_means, read_summary, scale_free
 from plumbline.metrics import ERRORS, HIGHER_IS_BETTER, MEDIAN, METRICS, is_share
-from plumbline.report.numbers import COUNT, SECONDS, SHARE, SIGNED_SHARE, Number, lookup
+from plumbline.report.numbers import COUNT, LARGE, SECONDS, SHARE, SIGNED_SHARE, Number, lookup
 
 # Coverage from which a method counts as dense; below, it is compared on the pixels of the reference method.
 DENSE = 0.9995
@@ -360,11 +360,17 @@ def _parts(
     for method, summary in summaries.items():
         content, file = {"suites": {name: summary}}, f"scores/{method}/summary.json"
         place = ("suites", name, "diagnostics")
-        specs = {measure: SHARE if measure.endswith("_share") else SECONDS for measure in summary["diagnostics"]}
+        specs = {measure: _measure_spec(measure, value) for measure, value in summary["diagnostics"].items()}
         numbers = [(measure, lookup(content, file, *place, measure, spec=spec)) for measure, spec in specs.items()]
         if numbers:
             found.append((method, tuple((measure, number) for measure, number in numbers if number is not None)))
     return tuple(found)
+
+
+def _measure_spec(measure: str, value: float) -> str:
+    if measure.endswith("_share"):
+        return SHARE
+    return LARGE if value >= 1000 else SECONDS
 
 
 def _compare_pair(

@@ -15,15 +15,22 @@ if TYPE_CHECKING:
 _SHOWN = ("abs_rel", "abs_diff", "rmse", "log10", "delta105", "delta1", "coverage")
 _ALIGNED = (*(f"{name}{MEDIAN}" for name in ("abs_rel", "rmse", "delta1")), "coverage")
 _CAMERAS = ("rotation_error_deg", "translation_error_deg", "auc30")
-_SHORT = {"rotation_error_deg": "rotation °", "translation_error_deg": "translation °"}
+_VIEWS = ("psnr", "ssim", "lpips")
+_SHORT = {
+    "psnr": "PSNR dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "rotation_error_deg": "rotation °",
+    "translation_error_deg": "translation °",
+}
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def print_results(metrics: Metrics, *, report: Path, oracles: Collection[str] = ("perturbed",)) -> None:
     """Print a table for each suite of `metrics` ({suite: {method: {metric: value}}}), then the path of the `report`.
 
-    The lowest abs_rel (under median alignment in a suite in which a method does not know the scale) is bold; `oracles` are
-    marked and never bold. What the overfit gates say comes last.
+    The lowest abs_rel (under median alignment in a suite in which a method does not know the scale), or the highest PSNR where
+    views are rendered, is bold; `oracles` are marked and never bold. What the overfit gates say comes last.
     """
     from rich.console import Console
 
@@ -47,10 +54,7 @@ def _suite_table(suite: str, methods: Mapping[str, Mapping[str, float]], oracles
     table.add_column("method", no_wrap=True)
     for name in columns:
         table.add_column(_SHORT.get(name, name), justify="right")
-    known = {
-        method: values[headline] for method, values in methods.items() if headline in values and method not in hidden
-    }
-    best = min(known, key=lambda method: known[method], default=None)
+    best = _best(methods, headline, hidden)
     for method, values in methods.items():
         cells = [_text(name, values.get(name)) for name in columns]
         name = f"{method} (oracle)" if method in hidden else method
@@ -58,13 +62,26 @@ def _suite_table(suite: str, methods: Mapping[str, Mapping[str, float]], oracles
     return table
 
 
+def _best(methods: Mapping[str, Mapping[str, float]], headline: str, hidden: Collection[str]) -> str | None:
+    """The method with the highest PSNR, or with the lowest headline where nothing is rendered."""
+    contending = {method: values for method, values in methods.items() if method not in hidden}
+    rendered = {method: values["psnr"] for method, values in contending.items() if "psnr" in values}
+    known = {method: values[headline] for method, values in contending.items() if headline in values}
+    if rendered:
+        return max(rendered, key=lambda method: rendered[method])
+    return min(known, key=lambda method: known[method], default=None)
+
+
 def _columns(methods: Mapping[str, Mapping[str, float]]) -> Sequence[str]:
     depth = _ALIGNED if headline_metric(methods).endswith(MEDIAN) else _SHOWN
     cameras = any(name in values for values in methods.values() for name in CAMERA_METRICS)
-    return (*depth, *(_CAMERAS if cameras else ()))
+    views = [name for name in _VIEWS if any(name in values for values in methods.values())]
+    return (*views, *depth, *(_CAMERAS if cameras else ()))
 
 
 def _text(name: str, value: float | None) -> str:
     if value is None:
         return "–"
+    if name in _VIEWS:
+        return f"{value:.2f}" if name == "psnr" else f"{value:.3f}"
     return f"{value:.1%}" if is_share(name) else f"{value:.4f}"
