@@ -44,7 +44,7 @@ _Size = Annotated[
     tuple[int, int] | None,
     typer.Option(
         metavar="H W",
-        help="Size that images and depth are brought to. Default: 240 320, for dtu 128 160.",
+        help="Size that images and depth are brought to. Default: 240 320; dtu 128 160, re10k 256 256.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -52,7 +52,7 @@ _DepthRange = Annotated[
     tuple[float, float] | None,
     typer.Option(
         metavar="A B",
-        help="Depth in metres that methods look for and truth counts in. Default: 0.5 10, for dtu 0.425 0.935.",
+        help="Depth in metres that methods look for and truth counts in. Default: 0.5 10; dtu 0.425 0.935, re10k 0.5 100.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -79,6 +79,22 @@ _Baseline = Annotated[
 _Pairs = Annotated[
     bool, typer.Option("--pairs", help="Sources from the pair list that dtu has.", rich_help_panel=_SAMPLES)
 ]
+_Index = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Samples of an evaluation index in the raw folder (re10k): views given, and views to render.",
+        rich_help_panel=_SAMPLES,
+    ),
+]
+_Render = Annotated[
+    bool,
+    typer.Option(
+        "--render",
+        help="Render each frame from the --views (default 2) around it, --gap apart, which alone are given; with PSNR.",
+        rich_help_panel=_SAMPLES,
+    ),
+]
 _Views = Annotated[
     int | None,
     typer.Option(
@@ -94,6 +110,10 @@ _MaxSamples = Annotated[
 ]
 _Out = Annotated[
     Path | None, typer.Option(help="Where files go. Default: ./depth/<folder>_<system>.", rich_help_panel=_OUTPUT)
+]
+_Ply = Annotated[
+    bool,
+    typer.Option("--ply", help="Write each sample's Gaussians as PLY too (depthsplat).", rich_help_panel=_OUTPUT),
 ]
 _Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete depth of another making in that folder.", rich_help_panel=_OUTPUT)
@@ -150,13 +170,18 @@ def check(
 @app.command(
     epilog="Examples:\n\nplumbline predict --system plane_sweep --data sun3d captures/mit_x"
     "\n\nplumbline predict --system deltas --weights FILE --data rgbd room --gap 10"
+    "\n\nplumbline predict --system depthsplat --weights FILE --data rgbd room --gap 10 --render --ply"
 )
 def predict(
-    system: Annotated[str, typer.Option(help="deltas, deltaz, plane_sweep, constant, ...", rich_help_panel=_METHOD)],
+    system: Annotated[
+        str, typer.Option(help="deltas, deltaz, depthsplat, plane_sweep, constant, ...", rich_help_panel=_METHOD)
+    ],
     data: Annotated[
         tuple[str, Path],
         typer.Option(
-            metavar="FORMAT PATH", help="dtu, sun3d or rgbd, and the folder of raw files.", rich_help_panel=_DATA
+            metavar="FORMAT PATH",
+            help="dtu, sun3d, rgbd, aerialmd or re10k, and the folder of raw files.",
+            rich_help_panel=_DATA,
         ),
     ],
     weights: _Weights = None,
@@ -173,9 +198,12 @@ def predict(
     gap: _Gap = None,
     baseline: _Baseline = None,
     pairs: _Pairs = False,
+    index: _Index = None,
     views: _Views = None,
+    render: _Render = False,
     max_samples: _MaxSamples = None,
     out: _Out = None,
+    ply: _Ply = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Depth for any folder of raw captures, and metrics where it has truth.
@@ -185,15 +213,18 @@ def predict(
     [bold]<view>.npy[/]        depth in metres, 0 = none
     [bold]<view>.png[/]        the same in millimetres, 16 bits; 0 beyond 65.535 m too
     [bold]<view>_sheet.jpg[/]  image, depth, truth and error
+    [bold]<view>.ply[/]        Gaussians in the capture's world, and <view>_cameras.json, for plumbline render (--ply)
+    [bold]<view>_rendered.png[/]  a view rendered from others, <view>_compared.jpg beside what was seen (--render, --index)
 
-    and for all: overview.jpg, metrics.csv, about.json (what made them).
+    and for all: overview.jpg, metrics.csv, views.csv (PSNR), about.json (what made them).
     After Ctrl-C the same command goes on where it was. Needs no DVC.
     """
     from plumbline import folder_prediction as folder
 
-    rule = folder.sample_rule(data[0], gap=gap, baseline=baseline, pairs=pairs, views=views)
+    rule = folder.sample_rule(data[0], gap=gap, baseline=baseline, pairs=pairs, index=index, views=views, render=render)
     choice = folder.Choice(rule, max_samples, None if scene is None else tuple(scene))
-    raw = folder.open_raw(*data, size=size, options=_options(option or []))
+    listed = {} if index is None else {"samples": [index], "frames": "listed"}
+    raw = folder.open_raw(*data, size=size, options={**listed, **_options(option or [])})
     method = folder.load_method(
         system,
         weights=weights,
@@ -207,7 +238,7 @@ def predict(
     where = out or Path("depth") / f"{data[1].resolve().name}_{system}"
     typer.echo(folder.plan_text(method, chosen))
     with _stoppable():
-        result = folder.predict_folder(method, chosen, where, batch_size=batch_size, overwrite=overwrite)
+        result = folder.predict_folder(method, chosen, where, batch_size=batch_size, overwrite=overwrite, ply=ply)
     folder.show_result(result, method, chosen)
 
 

@@ -12,7 +12,7 @@ import torch
 from plumbline import checkpoint, systems
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import sha256_file
-from plumbline.systems.records import Batch, Prediction
+from plumbline.systems.records import Batch, Prediction, Rendered
 
 _MODEL = "model.pt"
 _BASELINES = ("constant", "median_plane")
@@ -56,20 +56,35 @@ class Method:
             "initial": None if self.initial is None else self.initial.describe(),
         }
 
-    @torch.inference_mode()
+    @property
+    def makes_gaussians(self) -> bool:
+        """Whether its predictions hold Gaussians, which can be written and rendered."""
+        return hasattr(self.system, "novel_views") and bool(getattr(self.system.config, "gaussians", True))
+
     def predict(self, batch: Batch) -> Prediction:
         """Depth of view 0 of each sample of `batch`, which is on the CPU; DataError when it lacks something that is read.
 
         A folder has no training split: a method that answers a constant gets the geometric mean of the depth range.
         """
-        batch = batch.to(self.device)
+        return self.answer(batch)[0]
+
+    @torch.inference_mode()
+    def answer(self, batch: Batch) -> tuple[Prediction, Rendered | None]:
+        """What `predict` gives, and what the batch's target cameras see of it where there are any and Gaussians to see."""
+        seen = self._given(batch.to(self.device)).select(self.system.inputs)
+        prediction: Prediction = self.system(seen)
+        if seen.target_K is None or not self.makes_gaussians:
+            return prediction, None
+        rendered: Rendered = self.system.novel_views(prediction, seen)
+        return prediction, rendered
+
+    def _given(self, batch: Batch) -> Batch:
         if self.initial is not None:
             first = self.initial.predict(batch)
             batch = replace(batch, initial_depth=first.depth, initial_confidence=first.confidence)
         if "constant_depth" in self.system.inputs and batch.depth_range is not None:
             batch = replace(batch, constant_depth=batch.depth_range.log().mean(dim=1).exp())
-        prediction: Prediction = self.system(batch.select(self.system.inputs))
-        return prediction
+        return batch
 
 
 def load_method(

@@ -19,24 +19,31 @@ from plumbline.metrics import METRICS
 ABOUT = "about.json"
 OVERVIEW = "overview.jpg"
 SCORES = "metrics.csv"
+VIEW_SCORES = "views.csv"
 # What 16 bits of millimetres can hold.
 FARTHEST = 65.535
 
 
 @dataclass(frozen=True)
 class ViewFiles:
-    """The files of one predicted view: depth in metres, depth in millimetres, the picture."""
+    """The files of one predicted view: depth in metres, depth in millimetres, the picture, Gaussians and their cameras."""
 
     depth: Path
     millimetres: Path
     sheet: Path
+    gaussians: Path
+    cameras: Path
 
 
 def view_files(out: Path, scene: str, name: str) -> ViewFiles:
-    """Where the files of a view lie: `<scene>/<view>.npy`, `.png` and `_sheet.jpg`."""
+    """Where the files of a view lie: `<scene>/<view>.npy`, `.png`, `_sheet.jpg`, `.ply` and `_cameras.json`."""
     # Names may hold dots (times), so no suffix is replaced.
-    folder = out / scene
-    return ViewFiles(folder / f"{name}.npy", folder / f"{name}.png", folder / f"{name}_sheet.jpg")
+    return ViewFiles(*(out / scene / f"{name}{end}" for end in (".npy", ".png", "_sheet.jpg", ".ply", "_cameras.json")))
+
+
+def rendered_files(out: Path, scene: str, name: str) -> tuple[Path, Path]:
+    """Where the picture of a rendered view lies, and that with what was really seen beside it."""
+    return out / scene / f"{name}_rendered.png", out / scene / f"{name}_compared.jpg"
 
 
 def open_folder(out: Path, about: Mapping[str, Any], *, overwrite: bool) -> None:

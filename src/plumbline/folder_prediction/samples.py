@@ -9,24 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from plumbline.config import ByBaseline, ByGap, ByPairs, BySequence, SuiteConfig
+from plumbline.config import ByBaseline, ByGap, ByIndex, ByPairs, BySequence, ByTarget, SuiteConfig
 from plumbline.data.canonical import fit, validate_view
 from plumbline.data.checks.raw import RawData, raw_data
 from plumbline.data.geometry import invert
 from plumbline.data.samples import build
 from plumbline.errors import ConfigError, DataError
 from plumbline.progress import progress
-from plumbline.records import Pairs, Sample, SampleArrays, Scene, View
+from plumbline.records import Listed, Pairs, Sample, SampleArrays, Scene, View
 
-Rule = ByPairs | ByGap | BySequence | ByBaseline
+Rule = ByPairs | ByGap | BySequence | ByBaseline | ByTarget | ByIndex
 # The published protocol of DELTAS on ScanNet: three views, 20 frames apart.
 _GAP = 20
 # MVSNet's five views; three elsewhere.
 _SOURCES = {"pairs": 4, "baseline": 2}
+# Scans of a table-top stand close together.
+_RENDER_GAPS = {"dtu": 1}
 # DTU's depth maps come in this size; the others in the size that most systems are published for. (height, width)
-_SIZES = {"dtu": (128, 160)}
+_SIZES = {"dtu": (128, 160), "re10k": (256, 256)}
 _SIZE = (240, 320)
-_DEPTH_RANGES = {"dtu": (0.425, 0.935)}
+_DEPTH_RANGES = {"dtu": (0.425, 0.935), "re10k": (0.5, 100.0)}
 _DEPTH_RANGE = (0.5, 10.0)
 _SHOWN, _LEAST = 5, 8
 
@@ -51,6 +53,11 @@ class RawSamples:
     samples: tuple[Sample, ...]
     left_out: tuple[str, ...]
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether samples have views that are to be rendered."""
+        return bool(self.samples[0].targets)
+
 
 def open_raw(
     format_name: str, path: Path, *, size: tuple[int, int] | None = None, options: Mapping[str, Any] | None = None
@@ -74,18 +81,35 @@ def sample_rule(
     gap: int | None = None,
     baseline: tuple[float, float] | None = None,
     pairs: bool = False,
+    index: str | None = None,
     views: int | None = None,
+    render: bool = False,
 ) -> Rule:
     """The rule that the command line asks for; by default the pair list of `dtu`, else a gap of 20 frames.
 
-    `baseline` is (least, most) metres between cameras, `views` the size of a sample with its reference: by gap, a window of
-    so many frames, as DELTAS is evaluated; else one source before and one after. ConfigError when two rules are named.
+    `baseline` is (least, most) metres between cameras, `index` a list of samples, `views` the size of a sample with its
+    reference: by gap, a window of so many frames, as DELTAS is evaluated; else one source before and one after. With
+    `render` every frame is one to be rendered, from `views` others (default 2) around it, `gap` and so on frames away.
+    ConfigError when two rules are named, or rules that do not go together.
     """
-    asked = [name for name, value in (("--gap", gap), ("--baseline", baseline), ("--pairs", pairs or None)) if value]
+    rules = (("--gap", gap), ("--baseline", baseline), ("--pairs", pairs), ("--index", index))
+    asked = [name for name, value in rules if value]
     if len(asked) > 1:
         raise ConfigError(f"{' and '.join(asked)}: a sample's sources are chosen by one rule. Leave all but one out.")
     if views is not None and views < 2:
         raise ConfigError(f"--views {views}: expected at least 2, the view that is predicted and one source.")
+    if index is not None:
+        if views is not None or render:
+            raise ConfigError(
+                "--index: the list says which views are given and which are rendered. Leave the rest out."
+            )
+        return ByIndex(kind="index", path=index)
+    if render:
+        if baseline is not None or pairs:
+            raise ConfigError(
+                f"--render: frames are rendered from those around them. Leave {asked[0]} out; give --gap."
+            )
+        return ByTarget(kind="target", count=views or 2, gap=gap or _RENDER_GAPS.get(format_name, _GAP))
     if baseline is not None:
         if not 0 < baseline[0] < baseline[1]:
             raise ConfigError(f"--baseline {baseline[0]:g} {baseline[1]:g}: expected 0 < least < most, in metres.")
@@ -137,21 +161,33 @@ def read_samples(chosen: RawSamples) -> Iterator[tuple[Sample, list[View]]]:
             raise DataError(_as_typed(error)) from error
 
 
-def stack_views(rows: Sequence[Sequence[View]], depth_range: tuple[float, float]) -> SampleArrays:
-    """Samples of one size as arrays; truth is None when no view of them has any, poses when a view has none."""
+def stack_views(
+    rows: Sequence[Sequence[View]], depth_range: tuple[float, float], targets: Sequence[Sequence[View]] = ()
+) -> SampleArrays:
+    """Samples of one size as arrays; truth is None when no view of them has any, poses when a view has none.
+
+    `targets` holds the views of each that are to be rendered, of which only the cameras are taken.
+    """
     views = [view for row in rows for view in row]
     shape = (len(rows), len(rows[0]))
-    posed = [view.world_T_cam for view in views if view.world_T_cam is not None]
     measured = any(view.depth is not None for view in views)
     size = views[0].image.shape[:2]
+    world_T_cam = _poses(rows)
     return SampleArrays(
         image=np.stack([view.image for view in views]).reshape(*shape, *size, 3),
         K=np.stack([view.K for view in views]).reshape(*shape, 3, 3),
         depth_range=np.tile(np.asarray(depth_range, np.float64), (len(rows), 1)),
-        world_T_cam=np.stack(posed).reshape(*shape, 4, 4) if len(posed) == len(views) else None,
+        world_T_cam=world_T_cam,
         depth=np.stack([_depth(view) for view in views]).reshape(*shape, *size) if measured else None,
         mask=np.stack([_mask(view) for view in views]).reshape(*shape, *size) if measured else None,
+        target_K=np.stack([[view.K for view in row] for row in targets]) if targets and targets[0] else None,
+        world_T_target=_poses(targets) if targets and targets[0] and world_T_cam is not None else None,
     )
+
+
+def _poses(rows: Sequence[Sequence[View]]) -> np.ndarray | None:
+    posed = [[view.world_T_cam for view in row if view.world_T_cam is not None] for row in rows]
+    return np.stack([np.stack(row) for row in posed]) if list(map(len, posed)) == list(map(len, rows)) else None
 
 
 def _depth(view: View) -> np.ndarray:
@@ -208,6 +244,7 @@ def _listed(raw: RawData, name: str, *, pairs: bool) -> Scene:
     try:
         names, world_T_cam = _frames(raw, name)
         stated = raw.reader.pairs(raw.path, name, raw.options) if pairs else None
+        samples = raw.reader.samples(raw.path, name, raw.options) if hasattr(raw.reader, "samples") else {}
     except DataError as error:
         raise DataError(
             f"{_as_typed(error)}\n`plumbline check {raw.format} {raw.path}` tells more about it."
@@ -222,6 +259,7 @@ def _listed(raw: RawData, name: str, *, pairs: bool) -> Scene:
         depth_range=(0.0, 0.0),
         world_T_cam=world_T_cam,
         pairs=None if stated is None else _indexed(stated, names),
+        samples=_numbered(samples, names),
     )
 
 
@@ -234,12 +272,31 @@ def _frames(raw: RawData, name: str) -> tuple[tuple[str, ...], np.ndarray | None
     """Names and poses of a scene's views, from the reader's list of frames; by reading the views where it has none."""
     if hasattr(raw.reader, "frames"):
         frames = raw.reader.frames(raw.path, name, raw.options)
-        inverted = getattr(raw.options, "poses", "documented") == "inverted"
-        posed = [invert(frame.world_T_cam) if inverted else frame.world_T_cam for frame in frames]
+        posed = [_world_T_cam(frame, getattr(raw.options, "poses", "documented")) for frame in frames]
         return tuple(frame.name for frame in frames), np.stack(posed) if posed else None
     listed = [(view.name, view.world_T_cam) for view in raw.reader.views(raw.path, name, raw.options)]
     known = [T for _, T in listed if T is not None]
     return tuple(name for name, _ in listed), np.stack(known) if known and len(known) == len(listed) else None
+
+
+def _world_T_cam(frame: Any, poses: str) -> np.ndarray:
+    """The pose of a reader's frame, by its option `poses`; chunks and AerialMegaDepth's files hold it as stored."""
+    if hasattr(frame, "world_T_cam"):
+        stored, inverted = frame.world_T_cam, poses == "inverted"
+    else:
+        stored = frame.transform if hasattr(frame, "transform") else frame.camera()[1]
+        inverted = poses == "world_to_camera"
+    return invert(stored) if inverted else np.asarray(stored)
+
+
+def _numbered(
+    samples: Mapping[str, Sequence[tuple[Sequence[str], Sequence[str]]]], names: Sequence[str]
+) -> dict[str, Listed]:
+    index = {name: i for i, name in enumerate(names)}
+    return {
+        path: tuple((tuple(index[v] for v in given), tuple(index[v] for v in target)) for given, target in listed)
+        for path, listed in samples.items()
+    }
 
 
 def _indexed(stated: Mapping[str, Sequence[tuple[str, float]]], names: tuple[str, ...]) -> Pairs:
@@ -276,6 +333,15 @@ def _nothing(raw: RawData, rule: Rule, scenes: Mapping[str, Scene]) -> str:
         stride = getattr(raw.options, "stride", 1)
         thinned = f" or a smaller stride than {stride} (-o stride=1)" if stride > 1 else ""
         return f"{where}; --gap {rule.gap} needs at least {needed}. {advice}{thinned}."
+    if isinstance(rule, ByTarget):
+        before = (rule.count + 1) // 2
+        fitting = (count - 1) // (2 * before)
+        advice = f"Give --gap {fitting} or less" if fitting else "Give a longer capture"
+        return f"{where}; --render with --gap {rule.gap} needs {2 * before * (rule.gap or 1) + 1}. {advice}."
+    if isinstance(rule, ByIndex):
+        return (
+            f"{raw.path}: {rule.path} lists no sample of its {len(scenes)} scenes. Is it the index of another data set?"
+        )
     if isinstance(rule, ByPairs):
         return f"{where}, and no view has {rule.count} sources in its pair list. Give a smaller --views."
     span = max((_span(scene) for scene in scenes.values()), default=0.0)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plumbline.config import ByBaseline, ByGap, BySequence
+from plumbline.config import ByBaseline, ByGap, ByIndex, BySequence, ByTarget
 from plumbline.evaluation import Scored, scene_means
 from plumbline.folder_prediction.method import Method
-from plumbline.folder_prediction.output import FARTHEST, OVERVIEW, SCORES
+from plumbline.folder_prediction.output import FARTHEST, OVERVIEW, SCORES, VIEW_SCORES
 from plumbline.folder_prediction.run import FolderResult
 from plumbline.folder_prediction.samples import RawSamples, Rule
+from plumbline.folder_prediction.views import ViewScore
 from plumbline.metrics import HIGHER_IS_BETTER, METRICS
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ def plan_text(method: Method, chosen: RawSamples) -> str:
     scenes = len({sample.scene for sample in chosen.samples})
     refines = "" if method.initial is None else f" from the depth of {method.initial.name}"
     height, width = chosen.raw.size
+    one = chosen.samples[0]
+    renders = f" and {_count(len(one.targets), 'view')} to render" if one.targets else ""
     first = (
         f"{method.name}{refines}: {_count(len(chosen.samples), 'view')} of {_count(scenes, 'scene')}, each with "
-        f"{_count(len(chosen.samples[0].views) - 1, 'source')} ({_rule_text(chosen.choice.rule)}), {height}x{width} pixels, "
+        f"{_count(len(one.given) - 1, 'source')}{renders} ({_rule_text(chosen.choice.rule)}), {height}x{width} pixels, "
         f"on {method.device.type}"
     )
     left = f"\nToo few views for a sample, left out: {', '.join(chosen.left_out)}" if chosen.left_out else ""
@@ -67,10 +70,20 @@ def remarks(result: FolderResult, method: Method, chosen: RawSamples) -> list[st
         lines.append(f"{_count(result.far, 'view')} with {beyond}.")
     if "constant_depth" in method.system.inputs:
         lines.append(f"The constant is {(low * high) ** 0.5:.3g} m, the geometric mean of the depth range.")
+    if result.rendered:
+        mean = np.mean([np.mean(of_scene) for of_scene in _by_scene(result.rendered).values()])
+        lines.append(f"{_count(len(result.rendered), 'view')} rendered: PSNR {mean:.2f} dB, the mean of the scenes.")
     kept = f", {result.kept} of them from before" if result.kept else ""
-    scores = f", {SCORES}" if result.rows else ""
+    scores = (f", {SCORES}" if result.rows else "") + (f", {VIEW_SCORES}" if result.rendered else "")
     lines.append(f"{_count(result.finished, 'view')}{kept}: {result.out} ({OVERVIEW}{scores})")
     return lines
+
+
+def _by_scene(scores: Sequence[ViewScore]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for score in scores:
+        found.setdefault(score.scene, []).append(score.psnr)
+    return found
 
 
 def score_table(rows: Sequence[Scored], *, title: str) -> "Table":
@@ -111,6 +124,10 @@ def _rule_text(rule: Rule) -> str:
         return f"a window of {rule.length} frames, {rule.gap} apart"
     if isinstance(rule, ByBaseline):
         return f"{rule.min_baseline:g} to {rule.max_baseline:g} m away"
+    if isinstance(rule, ByTarget):
+        return f"{rule.gap} frames from the rendered one"
+    if isinstance(rule, ByIndex):
+        return f"as {rule.path} lists"
     return "by pair list"
 
 
