@@ -174,6 +174,22 @@ def test_a_film_too_short_to_render_from(capture: Path) -> None:
         choose_samples(open_raw("sun3d", capture), Choice(sample_rule("sun3d", gap=3, views=4, render=True)))
 
 
+@pytest.mark.parametrize(
+    ("given", "made", "advice"),
+    [
+        ({}, {**TINY, "stride": 8}, r"They fit preset 'tiny': add --preset tiny --set stride=8\.$"),
+        ({}, TINY, r"They fit preset 'tiny': add --preset tiny\.$"),
+        ({"preset": "tiny"}, {**TINY, "gaussians": False}, r"--preset tiny --set gaussians=false\.$"),
+    ],
+)
+def test_weights_of_another_size_say_which(
+    given: dict[str, Any], made: dict[str, Any], advice: str, tmp_path: Path
+) -> None:
+    checkpoint.save(tmp_path / "w.pt", {"model": systems.build("depthsplat", made).state_dict()})
+    with pytest.raises(DataError, match=advice):
+        load_method("depthsplat", weights=tmp_path / "w.pt", settings=given)
+
+
 @pytest.mark.parametrize("ply", [True, False])
 def test_methods_without_gaussians_say_what_has_them(capture: Path, weights: Path, tmp_path: Path, ply: bool) -> None:
     chosen = choose_samples(open_raw("sun3d", capture, size=SIZE), Choice(sample_rule("sun3d", gap=2, render=not ply)))

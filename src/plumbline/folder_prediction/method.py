@@ -1,6 +1,7 @@
 """A method as it is run on a folder: a system with its weights, and the method whose depth it refines."""
 
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -210,19 +211,32 @@ def _load(system: Any, name: str, settings: Mapping[str, Any], path: Path) -> No
 
 
 def _fitting(name: str, settings: Mapping[str, Any], path: Path) -> str:
-    """Advice when the weights fit another preset of the system; nothing when they fit none."""
+    """Advice when the weights fit the system in another size; nothing when they fit none."""
     module = systems.load(name)
-    field = module.Config.model_fields.get("preset")
-    tried = None if field is None else settings.get("preset", field.default)
-    for preset in get_args(field.annotation) if field is not None else ():
-        if preset == tried:
-            continue
+    for changes in _variants(module.Config):
         try:
-            module.System(module.Config(**{**settings, "preset": preset})).load_pretrained(path)
+            # Shapes alone count, so nothing is allocated, and copying into nothing warns.
+            with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+                module.System(module.Config(**{**settings, **changes})).load_pretrained(path)
         except DataError:
             continue
-        return f"\nThey fit preset {preset!r}: add --preset {preset}."
+        preset, *others = (f"{key}={str(x).lower()}" for key, x in changes.items())
+        words = " ".join(f"--set {other}" for other in others)
+        return (
+            f"\nThey fit preset {changes['preset']!r}: add --preset {preset.partition('=')[2]} {words}".rstrip() + "."
+        )
     return ""
+
+
+def _variants(config: Any) -> Iterator[dict[str, Any]]:
+    """The published sizes of a system, the likeliest first: presets, and what DepthSplat's differ in besides."""
+    fields = config.model_fields
+    presets = get_args(fields["preset"].annotation) if "preset" in fields else ()
+    extras: list[dict[str, Any]] = [{}]
+    if {"stride", "gaussians"} <= fields.keys():
+        extras += [{"stride": 8}, {"gaussians": False}, {"stride": 8, "gaussians": False}]
+    for extra in extras:
+        yield from ({"preset": preset, **extra} for preset in presets)
 
 
 def _initial(name: str, system: Any, initial: str | None, weights: Path | None, device: str) -> Method | None:
