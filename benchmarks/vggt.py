@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import allocator
-from plumbline.systems.vggt import attention
 from plumbline.systems.vggt.aggregator import positions
-from plumbline.systems.vggt.attention import Attention, Block, Linear, Rotation, rotate, rotations, suits_onednn
+from plumbline.systems.vit import attention
+from plumbline.systems.vit.attention import Attention, Block, Linear, Rotation, rotate, rotations, suits_onednn
 from plumbline.training import cpu_has_bf16
 from timing import Bench, Contender
 

@@ -18,11 +18,11 @@ from plumbline.geometry import backproject, invert, transform
 from plumbline.systems.records import Batch, Prediction
 from plumbline.systems.vggt import Config, System, losses
 from plumbline.systems.vggt.aggregator import VisionTransformer
-from plumbline.systems.vggt.attention import Rotation, rotate, rotations
 from plumbline.systems.vggt.config import LossConfig
 from plumbline.systems.vggt.dpt import axes, sinusoids
 from plumbline.systems.vggt.encoding import decode, encode, quaternion, rotation, to_scene_units
 from plumbline.systems.vggt.loader import Framed, prepare, target_size, without_outliers
+from plumbline.systems.vit.attention import Rotation, rotate, rotations
 
 SEED = int(os.environ.get("PLUMBLINE_GOLDEN_SEED", "0"))
 TOKENS = (

@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
 
 def names() -> list[str]:
     """The names of all systems, from the files beside this one."""
-    helpers = {"__init__", "records", "blocks", "baselines", "augment", "superpoint"}
+    helpers = {"__init__", "records", "blocks", "vit", "baselines", "augment", "superpoint"}
     found = {
         path.stem for path in Path(__file__).parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }

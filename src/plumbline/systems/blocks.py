@@ -1,12 +1,14 @@
 """Network blocks and strict weight loading shared by the learned systems."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputing
 
 from plumbline import checkpoint
 from plumbline.errors import DataError
@@ -47,6 +49,14 @@ def pad_to_multiple(x: Float[Tensor, "n c h w"], multiple: int) -> Float[Tensor,
     height, width = x.shape[-2:]
     missing = (0, -width % multiple, 0, -height % multiple)
     return F.pad(x, missing, mode="replicate") if any(missing) else x
+
+
+def run(block: Callable[..., Tensor], *arguments: Any, checkpointing: bool) -> Tensor:
+    """`block` of `arguments`; with `checkpointing` its activations are computed again in the backward pass."""
+    if checkpointing and torch.is_grad_enabled():
+        result: Tensor = recomputing(block, *arguments, use_reentrant=False)
+        return result
+    return block(*arguments)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from plumbline import geometry
+from plumbline.systems.blocks import run
 
 _MIN_Z = 1e-3
 _FIRST, _LAST = -16, 15
@@ -74,12 +74,7 @@ def cost_volume(
         parts = []
         for some in torch.split(candidates.flatten(0, 1), block, dim=1):
             grid = sampling_grid(P, some, (h, w), behind=quirk)
-            recompute = checkpointing and torch.is_grad_enabled()
-            parts.append(
-                checkpoint(agreement, reference, source, grid, use_reentrant=False)
-                if recompute
-                else agreement(reference, source, grid)
-            )
+            parts.append(run(agreement, reference, source, grid, checkpointing=checkpointing))
         total = total + torch.cat(parts, dim=1)
     return torch.unflatten(total / neighbours.shape[-1], 0, (b, v))
 

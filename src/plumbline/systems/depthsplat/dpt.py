@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from plumbline.systems.depthsplat.backbone import Pyramid
 from plumbline.systems.depthsplat.config import Config
 from plumbline.systems.depthsplat.unet import zeroed
+from plumbline.systems.vit.dense import Fusion, resize_layers
 
 _HIDDEN = 16
 _STRIDES = (2, 4, 8)
@@ -27,46 +27,11 @@ class Features(NamedTuple):
     mono: Sequence[Float[Tensor, "n _ _ _"]]
 
 
-class ResidualUnit(nn.Module):
-    """Two convolutions, each after a ReLU, around a skip."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """A map of the same shape."""
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
-
-
-class Refinement(nn.Module):
-    """Adds a finer map to the one so far, and enlarges the sum. The coarsest has nothing to add to."""
-
-    def __init__(self, channels: int, *, coarsest: bool) -> None:
-        super().__init__()
-        self.out_conv = nn.Conv2d(channels, channels, 1)
-        if not coarsest:
-            self.resConfUnit1 = ResidualUnit(channels)
-        self.resConfUnit2 = ResidualUnit(channels)
-
-    def forward(
-        self, x: Float[Tensor, "n c h w"], finer: Tensor | None, size: tuple[int, int]
-    ) -> Float[Tensor, "n c h2 w2"]:
-        """The fused map at `size`."""
-        if finer is not None:
-            x = x + self.resConfUnit1(finer)
-        return self.out_conv(enlarge(self.resConfUnit2(x), size))
-
-
-class Scratch(nn.Module):
-    """Four maps brought to one width and fused; with `readout` to one channel, which starts at 0."""
+class Scratch(Fusion):
+    """Four maps fused; with `readout` to one channel, which starts at 0."""
 
     def __init__(self, widths: Sequence[int], features: int, *, readout: bool) -> None:
-        super().__init__()
-        for k, width in enumerate(widths, start=1):
-            setattr(self, f"layer{k}_rn", nn.Conv2d(width, features, 3, padding=1, bias=False))
-            setattr(self, f"refinenet{k}", Refinement(features, coarsest=k == len(widths)))
+        super().__init__(widths, features, rectified=False)
         self.output_conv = None
         if readout:
             self.output_conv = nn.Sequential(
@@ -79,11 +44,7 @@ class Scratch(nn.Module):
 
     def forward(self, maps: Sequence[Float[Tensor, "n _ _ _"]]) -> Float[Tensor, "n c h w"]:
         """Maps from fine to coarse, fused at twice the finest one's size."""
-        narrow = [getattr(self, f"layer{k}_rn")(m) for k, m in enumerate(maps, start=1)]
-        sizes = [(2 * maps[0].shape[-2], 2 * maps[0].shape[-1])] + [(m.shape[-2], m.shape[-1]) for m in maps[:-1]]
-        x = getattr(self, f"refinenet{len(maps)}")(narrow[-1], None, sizes[-1])
-        for k in range(len(maps) - 1, 0, -1):
-            x = getattr(self, f"refinenet{k}")(x, narrow[k - 1], sizes[k - 1])
+        x = super().forward(maps)
         return x if self.output_conv is None else self.output_conv(x)
 
 
@@ -95,16 +56,11 @@ class DenseHead(nn.Module):
         widths = config.dpt_widths
         self.config, self.depth = config, depth
         self.projects = nn.ModuleList(nn.Conv2d(config.vit_width, width, 1) for width in widths)
-        self.resize_layers = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
-                nn.ConvTranspose2d(widths[1], widths[1], 2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(widths[3], widths[3], 3, stride=2, padding=1),
-            ]
-        )
+        self.resize_layers = resize_layers(widths)
         joined = (sum(channels.values()) for channels in _channels(config, depth=depth))
-        self.concat_projects = nn.ModuleList(nn.Conv2d(n, width, 1) for n, width in zip(joined, widths, strict=False))
+        self.concat_projects = nn.ModuleList(
+            nn.Conv2d(n, width, 1) for n, width in zip(joined, widths[: len(_STRIDES)], strict=True)
+        )
         features = config.depth_features if depth else config.gaussian_features
         self.scratch = Scratch(widths, features, readout=depth)
 
@@ -145,8 +101,3 @@ def _channels(config: Config, *, depth: bool) -> list[dict[str, int]]:
             matched["depth"] = 1
         levels.append({**cnn, **matched, **mono} if len(cnn) == 2 and matched else {**cnn, **mono, **matched})
     return levels
-
-
-def enlarge(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "n c h2 w2"]:
-    """`x` at `size`, bilinear, corners on corners."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)

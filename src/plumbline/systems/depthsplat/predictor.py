@@ -11,13 +11,13 @@ from plumbline.systems.depthsplat.backbone import Backbone
 from plumbline.systems.depthsplat.config import Config
 from plumbline.systems.depthsplat.cost_volume import cost_volume, even_candidates, refined_candidates
 from plumbline.systems.depthsplat.dino import VisionTransformer
-from plumbline.systems.depthsplat.dpt import DenseHead, Features, enlarge
+from plumbline.systems.depthsplat.dpt import DenseHead, Features
 from plumbline.systems.depthsplat.transformer import Transformer
 from plumbline.systems.depthsplat.unet import Regressor
 from plumbline.systems.depthsplat.views import Views, matched_views
+from plumbline.systems.vit.dense import enlarge
+from plumbline.systems.vit.tokens import normalised
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 _COARSE_LEVELS = 3
 
 
@@ -83,8 +83,7 @@ class DepthPredictor(nn.Module):
     def forward(self, views: Views) -> Depths:
         """Depth (z, in the world's unit, within near and far) of all views, each matched with its nearest others."""
         b, v = views.shape
-        images = views.image.flatten(0, 1)
-        images = (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(STD)[:, None, None]
+        images = normalised(views.image.flatten(0, 1))
         neighbours = matched_views(views.world_T_cam, self.config.matched_views)
         cnn = self.backbone(images)
         matched = self.transformer(torch.unflatten(cnn.coarse, 0, (b, v)), neighbours).flatten(0, 1)

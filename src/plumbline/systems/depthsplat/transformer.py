@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from plumbline.systems.blocks import run
 from plumbline.systems.depthsplat.config import Config
 
 # Added where a token must not look: finite, as in training.
@@ -93,20 +93,17 @@ class Transformer(nn.Module):
         x = features.movedim(2, -1) + sine_encoding(size, c, device=features.device).repeat(k, k, 1).to(features.dtype)
         shift = (size[0] // 2, size[1] // 2)
         barred = shift_mask(size, k, device=features.device)
+        checkpointing = self.checkpointing and self.training
         for index, layer in enumerate(self.layers):
             shifted = index % 2 == 1
             if shifted:
                 x = x.roll((-shift[0], -shift[1]), dims=(2, 3))
-            tokens = self._run(layer, to_windows(x, k), neighbours, barred.to(x.dtype) if shifted else None)
+            hidden = barred.to(x.dtype) if shifted else None
+            tokens = run(layer, to_windows(x, k), neighbours, hidden, checkpointing=checkpointing)
             x = from_windows(tokens, k, size)
             if shifted:
                 x = x.roll(shift, dims=(2, 3))
         return x.movedim(-1, 2)
-
-    def _run(self, layer: nn.Module, x: Tensor, neighbours: Tensor, barred: Tensor | None) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, x, neighbours, barred, use_reentrant=False)
-        return layer(x, neighbours, barred)
 
 
 def sine_encoding(size: tuple[int, int], channels: int, *, device: torch.device | str) -> Float[Tensor, "h w c"]:

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from plumbline.systems.blocks import NORM_GROUPS
+from plumbline.systems.blocks import NORM_GROUPS, run
 
 
 class ResBlock(nn.Module):
@@ -140,9 +139,7 @@ class Regressor(Steps):
 
     def forward(self, x: Float[Tensor, "n c h w"], views: int) -> Float[Tensor, "n c2 h w"]:
         """Features of the same size; `views` a scene."""
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(super().forward, x, views, use_reentrant=False)
-        return super().forward(x, views)
+        return run(super().forward, x, views, checkpointing=self.checkpointing and self.training)
 
 
 def zeroed(layer: nn.Conv1d | nn.Conv2d) -> nn.Module:

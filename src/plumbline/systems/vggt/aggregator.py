@@ -3,33 +3,19 @@
 Module names are those of the published checkpoints.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from plumbline.systems.vggt.attention import Block, rotations
+from plumbline.systems.blocks import run
 from plumbline.systems.vggt.config import Config
+from plumbline.systems.vit.attention import Block, rotations
+from plumbline.systems.vit.tokens import FIRST_STD, PatchEmbed, draw_linear_layers, learnt_positions, normalised
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 _FIRST_TOKEN_STD = 1e-6
-_FIRST_WEIGHT_STD = 0.02
-
-
-class PatchEmbed(nn.Module):
-    """One token for each patch: a convolution whose kernel is as large as its stride."""
-
-    def __init__(self, patch: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, stride=patch)
-
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n t c"]:
-        """Tokens in row-major order."""
-        return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):
@@ -67,22 +53,15 @@ class VisionTransformer(nn.Module):
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 t c"]:
         """The learnt positions of the class token and of a `grid` (rows, columns) of patches, resized to it by bicubics."""
-        side = round((self.pos_embed.shape[1] - 1) ** 0.5)
-        if grid == (side, side):
-            return self.pos_embed
-        first, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        resized = F.interpolate(patches.float(), size=grid, mode="bicubic", antialias=True)
-        return torch.cat([first, resized.flatten(2).transpose(1, 2).to(first.dtype)], dim=1)
+        resize = partial(F.interpolate, size=grid, mode="bicubic", antialias=True)
+        return learnt_positions(self.pos_embed, grid, resize)
 
     def _draw(self) -> None:
         nn.init.normal_(self.cls_token, std=_FIRST_TOKEN_STD)
-        nn.init.trunc_normal_(self.pos_embed, std=_FIRST_WEIGHT_STD)
+        nn.init.trunc_normal_(self.pos_embed, std=FIRST_STD)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=_FIRST_TOKEN_STD)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=_FIRST_WEIGHT_STD)
-                nn.init.zeros_(module.bias)
+        draw_linear_layers(self)
 
 
 class Aggregator(nn.Module):
@@ -91,9 +70,6 @@ class Aggregator(nn.Module):
     Each frame has a camera token and registers before its patches; the first frame, the reference, has its own ones, all
     others share theirs. Beside that nothing tells frames apart.
     """
-
-    _resnet_mean: Tensor
-    _resnet_std: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -104,8 +80,6 @@ class Aggregator(nn.Module):
         self.patch_embed = VisionTransformer(config) if config.embedder == "vit" else PatchEmbed(config.patch, width)
         self.frame_blocks = nn.ModuleList(_round_block(config) for _ in range(config.rounds))
         self.global_blocks = nn.ModuleList(_round_block(config) for _ in range(config.rounds))
-        self.register_buffer("_resnet_mean", torch.tensor(MEAN).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_resnet_std", torch.tensor(STD).reshape(1, 3, 1, 1), persistent=False)
 
     @property
     def special(self) -> int:
@@ -140,7 +114,7 @@ class Aggregator(nn.Module):
 
     def embed(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n t c"]:
         """Patch tokens of images in [0, 1], each on its own."""
-        return self.patch_embed((images - self._resnet_mean) / self._resnet_std)
+        return self.patch_embed(normalised(images))
 
 
 def positions(grid: tuple[int, int], special: int, *, device: torch.device | str = "cpu") -> Int[Tensor, "p 2"]:
@@ -148,13 +122,6 @@ def positions(grid: tuple[int, int], special: int, *, device: torch.device | str
     rows, columns = (torch.arange(1, count + 1, device=device) for count in grid)
     patches = torch.cartesian_prod(rows, columns)
     return torch.cat([patches.new_zeros(special, 2), patches])
-
-
-def run(block: nn.Module, *arguments: Any, checkpointing: bool) -> Tensor:
-    """`block` of `arguments`; with `checkpointing` its activations are computed again in the backward pass."""
-    if checkpointing and torch.is_grad_enabled():
-        return checkpoint(block, *arguments, use_reentrant=False)
-    return block(*arguments)
 
 
 def _round_block(config: Config) -> Block:

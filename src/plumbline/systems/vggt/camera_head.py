@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from plumbline.systems.vggt.attention import Block, Mlp
 from plumbline.systems.vggt.config import Config
 from plumbline.systems.vggt.encoding import FIELDS, FOV
+from plumbline.systems.vit.attention import Block, Mlp
 
 
 class CameraHead(nn.Module):

@@ -6,75 +6,30 @@ Module names are those of the published checkpoints.
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from plumbline.systems.vggt.config import Config
+from plumbline.systems.vit.dense import Fusion, enlarge, resize_layers
 
 _HIDDEN = 32
 _POSITION_STRENGTH = 0.1
 _POSITION_BASE = 100.0
 
 
-class ResidualUnit(nn.Module):
-    """Two convolutions beside a skip.
-
-    The skip carries relu(x), not x: the published networks were trained with a ReLU that overwrote its input.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """A map of the same shape."""
-        kept = x.relu()
-        return self.conv2(self.conv1(kept).relu()) + kept
-
-
-class Refinement(nn.Module):
-    """Adds a finer map to the one so far, and enlarges the sum. The coarsest has nothing to add to."""
-
-    def __init__(self, channels: int, *, coarsest: bool) -> None:
-        super().__init__()
-        self.out_conv = nn.Conv2d(channels, channels, 1)
-        if not coarsest:
-            self.resConfUnit1 = ResidualUnit(channels)
-        self.resConfUnit2 = ResidualUnit(channels)
-
-    def forward(
-        self, x: Float[Tensor, "n c h w"], finer: Tensor | None, size: tuple[int, int]
-    ) -> Float[Tensor, "n c h2 w2"]:
-        """The fused map at `size`."""
-        if finer is not None:
-            x = x + self.resConfUnit1(finer)
-        return self.out_conv(enlarge(self.resConfUnit2(x), size))
-
-
-class Scratch(nn.Module):
-    """The maps of four rounds brought to one width, fused, and read out."""
+class Scratch(Fusion):
+    """The maps of four rounds, fused and read out."""
 
     def __init__(self, widths: Sequence[int], features: int, out: int) -> None:
-        super().__init__()
-        for k, width in enumerate(widths, start=1):
-            setattr(self, f"layer{k}_rn", nn.Conv2d(width, features, 3, padding=1, bias=False))
-            setattr(self, f"refinenet{k}", Refinement(features, coarsest=k == len(widths)))
+        super().__init__(widths, features, rectified=True)
         self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.output_conv2 = nn.Sequential(
             nn.Conv2d(features // 2, _HIDDEN, 3, padding=1), nn.ReLU(), nn.Conv2d(_HIDDEN, out, 1)
         )
 
     def forward(self, maps: Sequence[Float[Tensor, "n _ _ _"]]) -> Float[Tensor, "n c h w"]:
-        """Maps from fine to coarse, fused at twice the finest one's size."""
-        x: Tensor | None = None
-        narrow = [getattr(self, f"layer{k}_rn")(m) for k, m in enumerate(maps, start=1)]
-        sizes = [(2 * maps[0].shape[-2], 2 * maps[0].shape[-1])] + [(m.shape[-2], m.shape[-1]) for m in maps[:-1]]
-        for k in range(len(maps), 0, -1):
-            refine, finer = getattr(self, f"refinenet{k}"), narrow[k - 1]
-            x = refine(finer, None, sizes[k - 1]) if x is None else refine(x, finer, sizes[k - 1])
-        return self.output_conv1(x)
+        """The fused map, to be read out by `output_conv2` at the image's size."""
+        return self.output_conv1(super().forward(maps))
 
 
 class DenseHead(nn.Module):
@@ -86,14 +41,7 @@ class DenseHead(nn.Module):
         widths = config.dpt_widths
         self.norm = nn.LayerNorm(2 * config.width)
         self.projects = nn.ModuleList(nn.Conv2d(2 * config.width, width, 1) for width in widths)
-        self.resize_layers = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
-                nn.ConvTranspose2d(widths[1], widths[1], 2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(widths[3], widths[3], 3, stride=2, padding=1),
-            ]
-        )
+        self.resize_layers = resize_layers(widths)
         self.scratch = Scratch(widths, config.dpt_features, out)
 
     def forward(
@@ -115,11 +63,6 @@ class DenseHead(nn.Module):
             grid = torch.unflatten(self.norm(tokens).transpose(1, 2), 2, (size[0] // self.patch, size[1] // self.patch))
             maps.append(resize(add_positions(project(grid), aspect)))
         return self.scratch.output_conv2(add_positions(enlarge(self.scratch(maps), size), aspect))
-
-
-def enlarge(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "n c h2 w2"]:
-    """`x` at `size`, bilinear, corners on corners."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def add_positions(x: Float[Tensor, "n c h w"], aspect: float) -> Float[Tensor, "n c h w"]:

@@ -1,4 +1,4 @@
-"""Transformer blocks and rotary positions in two dimensions, as in VGGT (arXiv 2503.11651, section 3.2)."""
+"""Transformer blocks and rotary positions in two dimensions, as in DINOv2 and VGGT (arXiv 2503.11651, section 3.2)."""
 
 import functools
 from pathlib import Path
