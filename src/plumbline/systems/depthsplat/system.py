@@ -70,7 +70,8 @@ class System(nn.Module):
         internals = {"depth": depths[-1]}
         if len(depths) > 1:
             internals["intermediate_depth"] = depths[0]
-        for prefix, gaussians in zip((_FINAL, _INTERMEDIATE), reversed(encoded.gaussians), strict=False):
+        prefixes = (_FINAL, _INTERMEDIATE)[: len(encoded.gaussians)]
+        for prefix, gaussians in zip(prefixes, reversed(encoded.gaussians), strict=True):
             internals |= _tensors(_within(gaussians, encoded.depths[-1], size), prefix)
         return Prediction(depth=depths[-1][:, :p], confidence=_confidence(encoded, size, p, batch), internals=internals)
 
@@ -84,7 +85,7 @@ class System(nn.Module):
         config = self.config.loss
         components: dict[str, Tensor] = {}
         weights = losses.intermediate_weights(1 + ("intermediate_depth" in prediction.internals), config.intermediate)
-        for weight, prefix in zip(reversed(weights), ("", "intermediate_"), strict=False):
+        for weight, prefix in zip(reversed(weights), ("", "intermediate_")[: len(weights)], strict=True):
             terms = self._context_terms(prediction.internals[f"{prefix}depth"], batch)
             if self.config.gaussians:
                 gaussians = gaussians_of(prediction, intermediate=bool(prefix))
