@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -521,6 +522,35 @@ def test_depth_in_no_known_unit_is_validated_after_median_alignment(tmp_path):
     assert float(last["val/abs_rel_median"]) == pytest.approx(summary["validation"]["abs_rel_median"], rel=1e-6)
     by_loss = FAST.model_copy(update={"select": "loss"})
     assert run(tmp_path / "loss", system=UnitlessSystem, config=by_loss)[1]["select"] == "loss"
+
+
+class UnmeasuredFeed(TinyFeed):
+    """Views without depth, as those of a film."""
+
+    def load(self, indices, *, step=0):
+        return replace(super().load(indices), depth=None, mask=None)
+
+
+class ImageSystem(TinySystem):
+    """Learns from images alone."""
+
+    def loss(self, prediction, batch):
+        total = (prediction.depth - batch.image.mean(2)).square().mean()
+        return {"image": total, "total": total}
+
+
+def test_without_measured_depth_weights_are_selected_by_their_loss(tmp_path):
+    film, by_loss = UnmeasuredFeed(scenes=1, seed=9), FAST.model_copy(update={"select": "loss"})
+    _, summary = run(tmp_path / "film", system=ImageSystem, val=film, config=by_loss)
+    losses = [float(row["val/loss"]) for row in curve(tmp_path / "film") if row["val/loss"]]
+    assert summary["select"] == "loss" and summary["best"] == pytest.approx(min(losses))
+    assert set(summary["validation"]) == {"image", "loss"}
+    (last,) = [row for row in curve(tmp_path / "film") if int(row["step"]) == 7]
+    assert float(last["val/loss"]) > 0 and not last["val/abs_rel"]
+    with pytest.raises(DataError, match=r"needs measured depth to select weights by.*Set select: loss"):
+        run(tmp_path / "refused", system=ImageSystem, val=film)
+    # Where there is depth, its error is said whatever selects.
+    assert "abs_rel" in run(tmp_path / "measured", config=by_loss)[1]["validation"]
 
 
 def test_alignment_undoes_a_factor_of_each_sample():

@@ -85,7 +85,7 @@ class TrainConfig(BaseModel):
     select: Literal["abs_rel", "loss"] = Field(
         default="abs_rel",
         description="validation value that picks the best weights; abs_rel is abs_rel_median (each sample's median depth "
-        "brought to the true one) for a system whose predictions are in no known unit",
+        "brought to the true one) for a system whose predictions are in no known unit; loss needs no measured depth",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -712,9 +712,10 @@ def check(trainer: Trainer, val_feed: Feed | None, state: RunState) -> bool:
 
 @torch.no_grad()
 def validate(trainer: Trainer, feed: Feed) -> dict[str, float]:
-    """Each loss (mean over samples), the depth error and `coverage` over all of `feed`; changes nothing in the network.
+    """Each loss (mean over samples), the depth error and `coverage`, and the PSNR of target views, over all of `feed`.
 
-    DataError when no sample has measured depth that was predicted; NonFiniteError when a value is not finite.
+    Changes nothing in the network. Where nothing is measured there is no depth error: DataError then, unless weights are
+    selected by their loss. NonFiniteError when a value is not finite.
     """
     trainer.system.eval()
     totals: dict[str, list[float]] = {}
@@ -726,11 +727,13 @@ def validate(trainer: Trainer, feed: Feed) -> dict[str, float]:
             "loss" if name == "total" else name: (float(value), float(len(batch.image)))
             for name, value in losses.items()
         }
-        add_weighted(totals, values | depth_errors(prediction, batch, aligned=not in_metres(trainer.system)))
+        if trainer.config.select == "abs_rel" or batch.depth is not None:
+            values |= depth_errors(prediction, batch, aligned=not in_metres(trainer.system))
+        add_weighted(totals, values | view_errors(trainer.system, prediction, batch))
     merged: dict[str, list[float]] = {}
     for part in trainer.group.gather(totals):
         add_weighted(merged, {name: (total / max(weight, 1e-9), weight) for name, (total, weight) in part.items()})
-    return _means(merged, trainer.name, needed=trainer.depth_error)
+    return _means(merged, trainer.name, needed=trainer.select)
 
 
 def add_weighted(totals: dict[str, list[float]], values: Mapping[str, tuple[float, float]]) -> None:
@@ -744,9 +747,10 @@ def add_weighted(totals: dict[str, list[float]], values: Mapping[str, tuple[floa
 def _means(totals: Mapping[str, list[float]], name: str, *, needed: str) -> dict[str, float]:
     if not totals or totals[needed][1] == 0:
         raise DataError(
-            f"train {name}: no validation sample has measured depth where it was predicted. Check val_suite."
+            f"train {name}: no validation sample has measured depth where it was predicted. Check val_suite, or set "
+            f"train.{name}.select: loss."
         )
-    means = {key: total / weight for key, (total, weight) in totals.items()}
+    means = {key: total / weight for key, (total, weight) in totals.items() if weight}
     bad = {key: value for key, value in means.items() if not math.isfinite(value)}
     if bad:
         raise NonFiniteError(
@@ -768,7 +772,10 @@ def depth_errors(prediction: Prediction, batch: Batch, *, aligned: bool = False)
     no truth.
     """
     if batch.depth is None or batch.mask is None:
-        raise DataError("validation needs measured depth, and the suite has none. Choose another val_suite.")
+        raise DataError(
+            "validation needs measured depth to select weights by, and the suite has none. Set select: loss in this "
+            "system's section of train, or choose another val_suite."
+        )
     views = prediction.depth.shape[1]
     truth, mask = batch.depth[:, :views].double(), batch.mask[:, :views]
     covered = mask & (prediction.depth > 0)
@@ -783,6 +790,21 @@ def depth_errors(prediction: Prediction, batch: Batch, *, aligned: bool = False)
         key: (float(v.mean()) if len(v) else 0.0, float(len(v)))
         for key, v in (("abs_rel_median" if aligned else "abs_rel", rel), ("coverage", coverage))
     }
+
+
+def view_errors(system: Any, prediction: Prediction, batch: Batch) -> dict[str, tuple[float, float]]:
+    """`psnr` in dB of the target views' pictures, as (mean over samples, their number); nothing where none are rendered."""
+    if batch.target_image is None or not renders_views(system):
+        return {}
+    seen = system.novel_views(prediction, batch.select(system.inputs)).image
+    error = (seen - batch.target_image).double().square().flatten(2).mean(dim=2)
+    # A perfect picture has no error to take the logarithm of: 8 bits end at about 60 dB.
+    return {"psnr": (float(-10 * error.clamp(min=1e-6).log10().mean()), float(len(error)))}
+
+
+def renders_views(system: Any) -> bool:
+    """Whether a system, as it is configured, can render views that were not given."""
+    return hasattr(system, "novel_views") and bool(getattr(system.config, "gaussians", True))
 
 
 def median_ratio(
@@ -853,7 +875,8 @@ def record(trainer: Trainer, state: RunState, curve: Curve | None, show: Show, *
     row = {"step": float(state.step), "lr": trainer.optimizer.param_groups[0]["lr"], "seconds": state.seconds}
     row |= {f"train/{name}": value for name, value in means.items()}
     losses = [name for name in means if not name.startswith(GRAD_NORM)]
-    val_names = [*losses, trainer.depth_error, "coverage"] if has_validation else []
+    views = ["psnr"] if renders_views(trainer.system) else []
+    val_names = [*losses, trainer.depth_error, "coverage", *views] if has_validation else []
     columns = [*row, *(f"val/{name}" for name in val_names)]
     values = {f"val/{name}": value for name, value in state.validation.items()} if validated else {}
     curve.append(row | values, columns=columns)
