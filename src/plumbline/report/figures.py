@@ -45,7 +45,7 @@ class Strip:
 class Point:
     """A mean over scenes at `x`, with its interval where there is one."""
 
-    x: float
+    x: int
     y: float
     low: float | None
     high: float | None

@@ -14,6 +14,18 @@ from plumbline.report.chosen import RULE, Chosen, choose
 from plumbline.report.datasets import DatasetVerdict, read_datasets
 from plumbline.report.figures import Chart, Strip, curve, sparsification, strips
 from plumbline.report.gates import Gate, gate_metrics, read_gates, refuse_name
+from plumbline.report.novel import (
+    VIEW_COLUMNS,
+    NovelSuite,
+    Sweep,
+    ViewVerdict,
+    read_novel,
+    read_sweeps,
+    rendered_suites,
+    view_verdicts,
+)
+from plumbline.report.novel_samples import BESIDE, Orbit, ViewChosen, choose_views, read_orbit
+from plumbline.report.novel_samples import RULE as VIEW_RULE
 from plumbline.report.numbers import COUNT, SECONDS, Number, lookup
 from plumbline.report.pictures import gradient
 from plumbline.report.provenance import Provenance, collect
@@ -56,6 +68,17 @@ class Training:
 
 
 @dataclass(frozen=True)
+class NovelViews:
+    """The section on novel views: tables, verdicts and sweeps; by system and suite, pictures and an orbit."""
+
+    suites: tuple[NovelSuite, ...]
+    verdicts: tuple[ViewVerdict, ...]
+    sweeps: tuple[Sweep, ...]
+    chosen: Mapping[tuple[str, str], Sequence[ViewChosen]]
+    orbits: Mapping[tuple[str, str], Orbit]
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the templates show."""
 
@@ -67,6 +90,7 @@ class Page:
     comparisons: tuple[Comparison, ...]
     tallies: tuple[Tally, ...]
     cameras: tuple[CameraVerdict, ...]
+    novel: NovelViews
     gates: tuple[Gate, ...]
     charts: Mapping[str, Chart]
     uncertainty: Mapping[str, Chart]
@@ -132,7 +156,11 @@ def collect_page(
     seed: int,
 ) -> Page:
     """Gather everything the page shows."""
-    results = read_results(root, methods, list(suites))
+    everything = read_results(root, methods, list(suites))
+    # Suites of rendered views have a section of their own, their depth included.
+    elsewhere = rendered_suites(root, methods)
+    results = [result for result in everything if result.name not in elsewhere]
+    rendered = [result for result in everything if result.name in elsewhere]
     others = [method for method in ("plane_sweep", "median_plane", "constant") if method in methods]
     shown = tuple(system for system in report.systems if system in methods)
     comparisons = compare(root, results, shown, others, bootstrap=evaluation.bootstrap, seed=evaluation.seed)
@@ -145,6 +173,7 @@ def collect_page(
         comparisons=tuple(comparisons),
         tallies=tuple(tally(comparisons)),
         cameras=tuple(camera_verdicts(results, shown)),
+        novel=_novel_views(root, rendered, methods, suites, systems=shown, evaluation=evaluation),
         gates=tuple(read_gates(root, methods)),
         charts={result.name: _strip_chart(root, result, methods) for result in results},
         uncertainty=_uncertainty(root, results, methods),
@@ -167,6 +196,35 @@ def _chosen(
     }
 
 
+def _novel_views(
+    root: Path,
+    results: Sequence[SuiteResult],
+    methods: Sequence[str],
+    suites: Mapping[str, SuiteConfig],
+    *,
+    systems: Sequence[str],
+    evaluation: EvaluationConfig,
+) -> NovelViews:
+    """The section on novel views; pictures and orbits are of the suites that stand alone."""
+    novel = read_novel(root, results, methods, suites, systems=systems)
+    alone, sweeps = read_sweeps(novel, suites, methods)
+    pairs = [(system, suite) for system in systems for suite in alone if system in suite.rendering]
+    chosen = {
+        (system, suite.name): choose_views(
+            root, system, suite.name, suites[suite.name], [m for m in BESIDE if m in suite.rendering and m != system]
+        )
+        for system, suite in pairs
+    }
+    orbits = {(system, suite.name): read_orbit(root, system, suite.name) for system, suite in pairs}
+    return NovelViews(
+        suites=tuple(alone),
+        verdicts=tuple(view_verdicts(root, alone, systems, bootstrap=evaluation.bootstrap, seed=evaluation.seed)),
+        sweeps=tuple(sweeps),
+        chosen=chosen,
+        orbits={pair: orbit for pair, orbit in orbits.items() if orbit is not None},
+    )
+
+
 def _average(evaluation: EvaluationConfig) -> str:
     if evaluation.average == "scenes":
         return "Mean over the samples of a scene, then over scenes"
@@ -187,7 +245,8 @@ def render(page: Page, name: str) -> str:
         keep_trailing_newline=True,
     )
     constants: dict[str, Any] = {"columns": COLUMNS, "rule": RULE, "published": published, "gradient": gradient}
-    constants["camera_columns"] = CAMERA_COLUMNS
+    constants |= {"camera_columns": CAMERA_COLUMNS, "view_columns": VIEW_COLUMNS}
+    constants["view_rule"] = VIEW_RULE
     return environment.get_template(f"{name}.jinja").render(page=page, **constants)
 
 
@@ -248,6 +307,9 @@ def _training(root: Path, system: str) -> Training:
     for error in ("abs_rel", "abs_rel_median"):
         if f"val/{error}" in columns:
             charts.append(curve(rows, {f"val/{error}": "validation"}, title=f"{system}: {error}", ylabel=error))
+    if "val/psnr" in columns:
+        known = {"val/psnr": "validation"}
+        charts.append(curve(rows, known, title=f"{system}: rendered views", ylabel="PSNR, dB", logarithmic=False))
     return Training(system, _training_facts(folder, system), tuple(charts))
 
 
