@@ -91,7 +91,8 @@ def read_orbit(root: Path, system: str, suite: str) -> Orbit | None:
     if not (folder / "orbit.gif").is_file():
         return None
     samples = read_predictions(folder).samples
-    return Orbit(movie(folder / "orbit.gif"), samples[shown_sample(len(samples))].label)
+    shown = samples[shown_sample(len(samples))]
+    return Orbit(movie(folder / "orbit.gif"), f"{shown.scene} from {'+'.join(shown.given_names)}")
 
 
 def _chosen(
