@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plumbline.quaternions import to_matrices
 from plumbline.rendering.gaussians import Gaussians
 from plumbline.rendering.harmonics import to_standard
 from plumbline.systems.depthsplat.config import Config
 from plumbline.systems.depthsplat.encoder import Encoded, Encoder
-from plumbline.systems.depthsplat.gaussians import rotation_matrix
 from plumbline.systems.depthsplat.views import Views
 
 SEED = int(os.environ.get("PLUMBLINE_GOLDEN_SEED", "0"))
@@ -183,7 +183,7 @@ def assert_probes(found: dict[str, Tensor], expected: dict[str, Any]) -> None:
 def rotations_of(gaussians: Tensor, views: Views) -> Tensor:
     """Matrices of the Gaussians' axes in the frame of the view each comes from."""
     b, v = views.shape
-    world = torch.unflatten(rotation_matrix(gaussians), 1, (v, -1))
+    world = torch.unflatten(to_matrices(gaussians), 1, (v, -1))
     R = views.world_T_cam[..., :3, :3].repeat(len(gaussians) // b, 1, 1, 1)
     return (R.mT[:, :, None] @ world).flatten(1, 2)
 
@@ -221,7 +221,7 @@ def test_outputs_and_stages(golden: Path, stages: dict[str, Any], case: str) -> 
     ):
         expected = given[f"out.{name}"]
         if name == "rotations_xyzw_cam":
-            expected = rotation_matrix(expected)
+            expected = to_matrices(expected)
         close(name, value[:, :: int(given[f"step.{name}"])], expected)
     for scale, probability in enumerate(encoded.probability):
         found[f"match_prob[{scale}]"], found[f"match_prob_max[{scale}]"] = probability, probability.amax(dim=1)

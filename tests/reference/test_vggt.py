@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from plumbline.geometry import backproject, invert, transform
+from plumbline.quaternions import to_matrices, to_quaternions
 from plumbline.systems.records import Batch, Prediction
 from plumbline.systems.vggt import Config, System, losses
 from plumbline.systems.vggt.aggregator import VisionTransformer
 from plumbline.systems.vggt.config import LossConfig
 from plumbline.systems.vggt.dpt import axes, sinusoids
-from plumbline.systems.vggt.encoding import decode, encode, quaternion, rotation, to_scene_units
+from plumbline.systems.vggt.encoding import decode, encode, to_scene_units
 from plumbline.systems.vggt.loader import Framed, prepare, target_size, without_outliers
 from plumbline.systems.vit.attention import Rotation, rotate, rotations
 
@@ -169,8 +170,8 @@ def test_unit_functions(golden: Path) -> None:
     close(torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1).float(), unit["uv_grid_w5_h3_aspect70_42"])
     spread = torch.cat([sinusoids(u, 8).expand(3, 5, 8), sinusoids(v, 8)[:, None].expand(3, 5, 8)], dim=-1)
     close(spread.float(), unit["uv_embed_dim16"])
-    close(quaternion(unit["rot"]), unit["quat_xyzw"])
-    close(rotation(unit["quat_unnormalised"]), unit["quat_unnormalised_mat"])
+    close(to_quaternions(unit["rot"]), unit["quat_xyzw"])
+    close(to_matrices(unit["quat_unnormalised"]), unit["quat_unnormalised_mat"])
     close(encode(square(unit["pe_extrinsics"]), unit["pe_intrinsics"], (476, 518)), unit["pe_476x518"])
     cameras, K = decode(unit["pe_476x518"], (476, 518))
     close(cameras[..., :3, :], unit["pe_back_extrinsics"])

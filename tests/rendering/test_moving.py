@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from plumbline.quaternions import to_matrices
 from plumbline.rendering import Cameras, render
 from plumbline.rendering.moving import moved, turned
-from plumbline.rendering.ply import scales_and_rotations, to_matrices
+from plumbline.rendering.ply import scales_and_rotations
 from rendering_scenes import gaussians
 
 

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from plumbline.errors import DataError
 from plumbline.files import write_ply
+from plumbline.quaternions import to_matrices, to_quaternions
 from plumbline.rendering import Gaussians, render
 from plumbline.rendering.harmonics import basis
 from plumbline.rendering.ply import (
     property_names,
     read_gaussians,
     scales_and_rotations,
-    to_matrices,
-    to_quaternions,
     write_gaussians,
 )
 from rendering_scenes import SIZE, cameras, gaussians, rotations

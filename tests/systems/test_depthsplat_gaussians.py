@@ -4,16 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from plumbline.quaternions import to_matrices
 from plumbline.rendering.harmonics import C0, basis, to_standard
 from plumbline.systems.depthsplat.config import Config
 from plumbline.systems.depthsplat.gaussians import (
     HARMONICS,
     adapt,
     gaussian_head,
-    multiply,
-    quaternion,
     rotate_harmonics,
-    rotation_matrix,
     true_turn,
 )
 from plumbline.systems.depthsplat.views import Views
@@ -80,7 +78,7 @@ def test_extents_are_turned_from_the_camera_into_the_world() -> None:
             expected = axes @ torch.diag(scales[0, i, k] ** 2) @ axes.T
             found = 24 * i + k
             torch.testing.assert_close(gaussians.covariances[0, found], expected, rtol=1e-4, atol=1e-7)
-            torch.testing.assert_close(rotation_matrix(gaussians.rotations[0, found]), axes, atol=1e-5, rtol=0)
+            torch.testing.assert_close(to_matrices(gaussians.rotations[0, found]), axes, atol=1e-5, rtol=0)
 
 
 def test_scales_in_pixels_grow_with_depth() -> None:
@@ -151,14 +149,6 @@ def test_the_first_gaussians_are_small_and_have_the_image_s_colour(preset: str) 
         expected, rel=0.01
     )
     torch.testing.assert_close(gaussians.harmonics[..., 0] * C0 + 0.5, given.image.movedim(2, -1).flatten(1, 3))
-
-
-def test_quaternions_and_their_products() -> None:
-    R = rotations(12)
-    q = quaternion(R)
-    torch.testing.assert_close(rotation_matrix(q), R, atol=1e-5, rtol=0)
-    torch.testing.assert_close(rotation_matrix(multiply(q[:6], q[6:])), R[:6] @ R[6:], atol=1e-5, rtol=0)
-    torch.testing.assert_close(rotation_matrix(torch.zeros(4)), torch.eye(3))
 
 
 def test_gradients_reach_every_raw_channel_and_the_depth() -> None:

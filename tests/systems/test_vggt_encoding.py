@@ -4,47 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from plane_scene import scene
 from plumbline.geometry import backproject, invert, transform
-from plumbline.systems.vggt.encoding import decode, encode, quaternion, rotation, to_scene_units
-
-
-def rotations_about(axis: tuple[float, float, float], degrees: list[float]) -> Tensor:
-    direction = torch.nn.functional.normalize(torch.tensor(axis, dtype=torch.float64), dim=0)
-    half = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64)) / 2
-    return rotation(torch.cat([half.sin()[:, None] * direction, half.cos()[:, None]], dim=-1))
-
-
-@pytest.mark.parametrize("axis", [(1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0), (1.0, -2.0, 0.5)])
-def test_rotations_survive_a_quaternion_everywhere(axis: tuple[float, float, float]) -> None:
-    R = rotations_about(axis, [0.0, 1e-7, 0.01, 60.0, 120.0, 179.99999, 180.0, -45.0])
-    torch.testing.assert_close(R @ R.mT, torch.eye(3, dtype=torch.float64).expand_as(R), rtol=0, atol=1e-12)
-    q = quaternion(R)
-    assert (q[:, 3] >= 0).all()
-    torch.testing.assert_close(q.norm(dim=-1), torch.ones_like(q[:, 0]))
-    torch.testing.assert_close(rotation(q), R, rtol=0, atol=1e-12)
-
-
-def test_a_quarter_turn_about_z_by_hand() -> None:
-    R = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    expected = torch.tensor([0.0, 0, 0.5**0.5, 0.5**0.5])
-    torch.testing.assert_close(quaternion(R), expected)
-    torch.testing.assert_close(rotation(-3 * expected), R)
-
-
-def test_a_quaternion_without_length_is_no_rotation_and_has_finite_gradients() -> None:
-    q = torch.zeros(4, requires_grad=True)
-    made = rotation(q)
-    assert torch.equal(made, torch.eye(3))
-    made.sum().backward()
-    assert q.grad.isfinite().all()
-
-
-def test_gradients_of_the_encoding() -> None:
-    q = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: quaternion(rotation(x)), (q,))
+from plumbline.quaternions import to_matrices
+from plumbline.systems.vggt.encoding import decode, encode, to_scene_units
 
 
 def test_a_camera_by_hand_and_back() -> None:
@@ -73,7 +37,7 @@ def test_a_scene_in_its_unit_has_points_at_a_mean_distance_of_one() -> None:
 
 def test_neither_the_world_nor_its_unit_matters() -> None:
     batch, world = scene(b=1), torch.eye(4)
-    world[:3, :3], world[:3, 3] = rotations_about((1.0, 2.0, 3.0), [50.0])[0].float(), torch.tensor([3.0, -1, 2])
+    world[:3, :3], world[:3, 3] = to_matrices(torch.tensor([1.0, 2, 3, 8])), torch.tensor([3.0, -1, 2])
     cam_T_cam0 = invert(batch.cam0_T_cam)
     larger = cam_T_cam0.clone()
     larger[..., :3, 3] *= 1000

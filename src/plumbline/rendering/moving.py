@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from plumbline.quaternions import multiply, to_quaternions
 from plumbline.rendering.gaussians import Gaussians
 from plumbline.rendering.harmonics import basis, degree_of
-from plumbline.rendering.ply import to_quaternions
 
 # Directions that a turned function is fitted at: more than it has coefficients (16 at degree 3), spread over the sphere.
 _DIRECTIONS = 64
@@ -24,7 +24,7 @@ def moved(gaussians: Gaussians, b_T_a: Float[Tensor, "b 4 4"]) -> Gaussians:
         harmonics=turned(gaussians.harmonics, R),
         opacities=gaussians.opacities,
         scales=gaussians.scales,
-        rotations=None if gaussians.rotations is None else _product(to_quaternions(R)[:, None], gaussians.rotations),
+        rotations=None if gaussians.rotations is None else multiply(to_quaternions(R)[:, None], gaussians.rotations),
     )
 
 
@@ -47,11 +47,3 @@ def _spread(count: int) -> Float[Tensor, "n 3"]:
     z, angle = 1 - (2 * i + 1) / count, i * torch.pi * (3 - 5**0.5)
     radius = (1 - z * z).sqrt()
     return torch.stack([radius * angle.cos(), radius * angle.sin(), z], dim=-1)
-
-
-def _product(a: Float[Tensor, "b 1 4"], b: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n 4"]:
-    """Quaternions (x, y, z, w) of the rotation `b` followed by `a`."""
-    (x, y, z, w), u = a.unbind(-1), b[..., :3]
-    v = torch.stack([x, y, z], dim=-1).expand_as(u)
-    real = w * b[..., 3] - (v * u).sum(dim=-1)
-    return torch.cat([w[..., None] * u + b[..., 3:] * v + torch.linalg.cross(v, u), real[..., None]], dim=-1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plumbline.errors import DataError
 from plumbline.files import atomic_path
+from plumbline.quaternions import to_matrices, to_quaternions
 from plumbline.rendering.gaussians import Gaussians
 from plumbline.rendering.harmonics import Order, degree_of, to_standard
 
@@ -84,35 +85,6 @@ def scales_and_rotations(
     values, axes = torch.linalg.eigh((covariances + covariances.mT) / 2)
     axes = torch.cat([axes[..., :2], axes[..., 2:] * torch.linalg.det(axes)[..., None, None].sign()], dim=-1)
     return values.clamp(min=0).sqrt(), to_quaternions(axes)
-
-
-def to_quaternions(rotations: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 4"]:
-    """Unit quaternions (x, y, z, w), w >= 0, of rotation matrices.
-
-    Source: Bar-Itzhack, New method for extracting the quaternion from a rotation matrix (2000): the eigenvector of the
-    largest eigenvalue of a symmetric 4x4, which has no special cases.
-    """
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in rotations.unbind(-2))
-    rows = (
-        (xx - yy - zz, yx + xy, zx + xz, zy - yz),
-        (yx + xy, yy - xx - zz, zy + yz, xz - zx),
-        (zx + xz, zy + yz, zz - xx - yy, yx - xy),
-        (zy - yz, xz - zx, yx - xy, xx + yy + zz),
-    )
-    symmetric = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-    quaternions = torch.linalg.eigh(symmetric).eigenvectors[..., -1]
-    return torch.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
-
-
-def to_matrices(quaternions: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 3 3"]:
-    """Rotation matrices of quaternions (x, y, z, w) of any length but 0."""
-    x, y, z, w = torch.nn.functional.normalize(quaternions, dim=-1).unbind(-1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
 def read_gaussians(path: Path) -> Gaussians:

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from plumbline import geometry
+from plumbline.quaternions import multiply, to_matrices, to_quaternions
 from plumbline.rendering.gaussians import Gaussians
 from plumbline.rendering.harmonics import C0, to_standard
 from plumbline.systems.depthsplat.config import Config
@@ -50,7 +51,7 @@ def adapt(raw: Float[Tensor, "b v k h w"], depth: Float[Tensor, "b v h w"], view
     scales = _scales(parameters[..., SCALE], depth, views, config)
     quaternions = parameters[..., ROTATION]
     quaternions = quaternions / (quaternions.norm(dim=-1, keepdim=True) + _EPS)
-    axes = R @ rotation_matrix(quaternions)
+    axes = R @ to_matrices(quaternions, eps=_EPS)
     harmonics = coefficients(parameters[..., HARMONICS], views.image)
     turn = views.world_T_cam[..., :3, :3] if config.official_quirks else true_turn(views.world_T_cam[..., :3, :3])
     turned = rotate_harmonics(harmonics.flatten(2, 3), turn[:, :, None, None])
@@ -60,7 +61,7 @@ def adapt(raw: Float[Tensor, "b v k h w"], depth: Float[Tensor, "b v h w"], view
         harmonics=to_standard(turned).flatten(1, 2),
         opacities=parameters[..., 0].sigmoid().flatten(1, 3),
         scales=scales.flatten(1, 3),
-        rotations=multiply(quaternion(views.world_T_cam[..., :3, :3])[:, :, None, None], quaternions).flatten(1, 3),
+        rotations=multiply(to_quaternions(views.world_T_cam[..., :3, :3])[:, :, None, None], quaternions).flatten(1, 3),
     )
 
 
@@ -112,57 +113,6 @@ def true_turn(R: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 3 3"]:
     """
     flip = R.new_tensor(_FLIP)
     return flip[:, None] * R * flip
-
-
-def rotation_matrix(q: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 3 3"]:
-    """Rotations of quaternions (x, y, z, w) of any length; those of length 0 give the identity."""
-    x, y, z, w = q.unbind(-1)
-    two = 2 / ((q * q).sum(dim=-1) + _EPS)
-    rows = (
-        1 - two * (y * y + z * z),
-        two * (x * y - z * w),
-        two * (x * z + y * w),
-        two * (x * y + z * w),
-        1 - two * (x * x + z * z),
-        two * (y * z - x * w),
-        two * (x * z - y * w),
-        two * (y * z + x * w),
-        1 - two * (x * x + y * y),
-    )
-    return torch.unflatten(torch.stack(rows, dim=-1), -1, (3, 3))
-
-
-def quaternion(R: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 4"]:
-    """Unit quaternions (x, y, z, w) of rotations: the eigenvector of the largest eigenvalue of Bar-Itzhack's matrix (2000).
-
-    Without gradients: poses are given.
-    """
-    m = R.detach().double()
-    top = (
-        m + m.mT - torch.eye(3, dtype=m.dtype, device=m.device) * m.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    )
-    side = torch.stack([m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], dim=-1)
-    trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
-    symmetric = torch.cat(
-        [
-            torch.cat([top, side[..., None]], dim=-1),
-            torch.cat([side, trace[..., None]], dim=-1)[..., None, :],
-        ],
-        dim=-2,
-    )
-    return torch.linalg.eigh(symmetric).eigenvectors[..., -1].to(R.dtype)
-
-
-def multiply(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> Float[Tensor, "*#n 4"]:
-    """Quaternions (x, y, z, w) of the rotation `b` followed by `a`."""
-    (ax, ay, az, aw), (bx, by, bz, bw) = a.unbind(-1), b.unbind(-1)
-    parts = (
-        aw * bx + ax * bw + ay * bz - az * by,
-        aw * by - ax * bz + ay * bw + az * bx,
-        aw * bz + ax * by - ay * bx + az * bw,
-        aw * bw - ax * bx - ay * by - az * bz,
-    )
-    return torch.stack(parts, dim=-1)
 
 
 def _scales(

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from plumbline.geometry import backproject, invert, transform
+from plumbline.quaternions import to_matrices, to_quaternions
 
 FIELDS = 9
 TRANSLATION, QUATERNION, FOV = slice(0, 3), slice(3, 7), slice(7, 9)
@@ -59,7 +60,7 @@ def encode(
     """Encodings of cameras whose images have `size` (height, width), as if the principal point were in the middle."""
     half = K.new_tensor(size) / 2
     fov = 2 * torch.atan(half / torch.stack([K[..., 1, 1], K[..., 0, 0]], dim=-1))
-    return torch.cat([cam_T_world[..., :3, 3], quaternion(cam_T_world[..., :3, :3]), fov], dim=-1)
+    return torch.cat([cam_T_world[..., :3, 3], to_quaternions(cam_T_world[..., :3, :3]), fov], dim=-1)
 
 
 def decode(
@@ -76,66 +77,6 @@ def decode(
     K[..., 0, 0], K[..., 1, 1] = focal[..., 1], focal[..., 0]
     K[..., 0, 2], K[..., 1, 2], K[..., 2, 2] = half[1], half[0], 1.0
     cam_T_world = torch.zeros(*encoding.shape[:-1], 4, 4, dtype=encoding.dtype, device=encoding.device)
-    cam_T_world[..., :3, :3] = rotation(encoding[..., QUATERNION])
+    cam_T_world[..., :3, :3] = to_matrices(encoding[..., QUATERNION])
     cam_T_world[..., :3, 3], cam_T_world[..., 3, 3] = encoding[..., TRANSLATION], 1.0
     return cam_T_world, K
-
-
-def quaternion(R: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 4"]:
-    """Unit quaternions (x, y, z, w) with w >= 0 of rotations.
-
-    Four formulas differ in which component they divide by; the largest is taken, so that none is ill-conditioned.
-    """
-    m = [[R[..., i, j] for j in range(3)] for i in range(3)]
-    x, y, z = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
-    xy, xz, yz = m[0][1] + m[1][0], m[0][2] + m[2][0], m[1][2] + m[2][1]
-    squares = torch.stack(
-        [
-            1 + m[0][0] - m[1][1] - m[2][2],
-            1 - m[0][0] + m[1][1] - m[2][2],
-            1 - m[0][0] - m[1][1] + m[2][2],
-            1 + m[0][0] + m[1][1] + m[2][2],
-        ],
-        dim=-1,
-    )
-    rows = (
-        squares[..., 0],
-        xy,
-        xz,
-        x,
-        xy,
-        squares[..., 1],
-        yz,
-        y,
-        xz,
-        yz,
-        squares[..., 2],
-        z,
-        x,
-        y,
-        z,
-        squares[..., 3],
-    )
-    candidates = torch.unflatten(torch.stack(rows, dim=-1), -1, (4, 4))
-    best = squares.argmax(dim=-1)[..., None, None].expand(*squares.shape[:-1], 1, 4)
-    chosen = torch.gather(candidates, -2, best)[..., 0, :]
-    chosen = torch.nn.functional.normalize(chosen, dim=-1)
-    return torch.where(chosen[..., 3:] < 0, -chosen, chosen)
-
-
-def rotation(q: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 3 3"]:
-    """Rotations of quaternions (x, y, z, w) of any length but 0 (which gives the identity)."""
-    x, y, z, w = q.unbind(-1)
-    two = 2 / (q * q).sum(dim=-1).clamp(min=torch.finfo(q.dtype).tiny)
-    rows = (
-        1 - two * (y * y + z * z),
-        two * (x * y - z * w),
-        two * (x * z + y * w),
-        two * (x * y + z * w),
-        1 - two * (x * x + z * z),
-        two * (y * z - x * w),
-        two * (x * z - y * w),
-        two * (y * z + x * w),
-        1 - two * (x * x + y * y),
-    )
-    return torch.unflatten(torch.stack(rows, dim=-1), -1, (3, 3))
