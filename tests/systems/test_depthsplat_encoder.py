@@ -12,7 +12,7 @@ from plumbline.errors import DataError
 from plumbline.systems.depthsplat.config import PRESETS, Config
 from plumbline.systems.depthsplat.dino import VisionTransformer
 from plumbline.systems.depthsplat.encoder import Encoder
-from plumbline.systems.depthsplat.predictor import upsample
+from plumbline.systems.depthsplat.predictor import DepthPredictor, upsample
 from plumbline.systems.depthsplat.unet import UNet, ViewAttention
 from plumbline.systems.depthsplat.views import Views
 
@@ -222,3 +222,22 @@ def test_the_u_net_s_attention_sees_all_views_of_a_scene_and_no_other_scene() ->
 
 def test_an_untrained_u_net_adds_nothing() -> None:
     assert not UNet(16, levels=3, head=8)(torch.randn(2, 16, 8, 8), 2).any()
+
+
+@pytest.mark.parametrize("scales", [1, 2])
+def test_with_the_shortcut_depth_is_what_agrees_before_anything_is_learnt(
+    scales: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = torch.zeros(2, 32 // 4 ** (scales - 1), 4 * scales, 8 * scales)
+    chosen[:, 5] = 50.0
+    torch.manual_seed(0)
+    predictor = DepthPredictor(Config(preset="tiny", cost_shortcut=True, scales=scales, layers=1))
+    real = predictor._cost
+    monkeypatch.setattr(predictor, "_cost", lambda *given: chosen if given[-1] == scales - 1 else real(*given))
+    given = views()
+    with torch.no_grad():
+        last = predictor(given).swept[-1]
+    torch.testing.assert_close(last.probability, chosen.softmax(dim=1))
+    if scales == 1:
+        smallest, largest = (x.flatten(0, 1) for x in given.inverse_range)
+        torch.testing.assert_close(last.inverse_depth, (smallest + 5 / 31 * (largest - smallest)).expand(-1, -1, 4, 8))

@@ -191,14 +191,16 @@ def test_what_a_batch_lacks_is_named() -> None:
         system()(scene(1, v=1, p=1, size=SIZE))
 
 
-def test_bfloat16_changes_depth_by_little() -> None:
-    made, context = system().eval(), split()
+# Untrained features agree about as well with several candidates: where costs vote, rounding tips some pixels over.
+@pytest.mark.parametrize(("votes", "bound"), [(False, 0.01), (True, 0.05)])
+def test_bfloat16_changes_depth_by_little(votes: bool, bound: float) -> None:
+    made, context = system(cost_shortcut=votes).eval(), split()
     with torch.no_grad():
         exact = made(context)
         with torch.autocast("cpu", torch.bfloat16):
             rough = made(context)
     assert gaussians_of(rough).means.dtype == torch.float32
-    assert ((rough.depth - exact.depth).abs() / exact.depth).mean() < 0.01
+    assert ((rough.depth - exact.depth).abs() / exact.depth).mean() < bound
 
 
 def test_pictures_alone_teach_depth() -> None:

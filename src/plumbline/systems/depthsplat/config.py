@@ -56,6 +56,7 @@ LARGE: dict[str, Any] = {
 TINY: dict[str, Any] = {
     "official_quirks": False,
     "candidates": 32,
+    "cost_shortcut": True,
     "backbone_widths": (16, 24, 32),
     "layers": 2,
     "ffn_ratio": 2,
@@ -111,6 +112,11 @@ class Config(BaseModel):
     stride: Literal[4, 8] = Field(default=4, description="pixels from one of the coarsest features to the next")
     scales: Literal[1, 2] = Field(default=1, description="cost volumes, each twice as fine as the one before")
     candidates: int = Field(default=128, ge=8, le=1024, multiple_of=4, description="depths tried at the coarsest scale")
+    cost_shortcut: bool = Field(
+        default=False,
+        description="ours: how well a candidate agrees is added to its logit, and all else starts at 0, so that depth comes of "
+        "matching from the first step on; no published model has it",
+    )
     backbone_widths: tuple[Width, Width, Width] = Field(default=(64, 96, 128), description="of the CNN's three stages")
     layers: int = Field(default=6, ge=1, le=64, description="of the multi-view transformer")
     ffn_ratio: int = Field(default=4, ge=1, le=16, description="its MLP's hidden width over its input's")

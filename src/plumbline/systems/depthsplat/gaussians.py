@@ -46,20 +46,21 @@ def adapt(raw: Float[Tensor, "b v k h w"], depth: Float[Tensor, "b v h w"], view
 
     Raw channels: opacity logit, offset (2), scale (3), quaternion x y z w (4), coefficients of red, then green, then blue.
     """
-    parameters = raw.movedim(2, -1)
+    # Slices one by one would each fill a gradient of all channels.
+    sizes = [part.stop - part.start for part in (OPACITY, OFFSET, SCALE, ROTATION)]
+    opacity, offset, scale, rotation, colour = torch.split(raw.movedim(2, -1), [*sizes, 3 * config.harmonics], dim=-1)
     R = views.world_T_cam[:, :, None, None, :3, :3]
-    scales = _scales(parameters[..., SCALE], depth, views, config)
-    quaternions = parameters[..., ROTATION]
-    quaternions = quaternions / (quaternions.norm(dim=-1, keepdim=True) + _EPS)
+    scales = _scales(scale, depth, views, config)
+    quaternions = rotation / (rotation.norm(dim=-1, keepdim=True) + _EPS)
     axes = R @ to_matrices(quaternions, eps=_EPS)
-    harmonics = coefficients(parameters[..., HARMONICS], views.image)
+    harmonics = coefficients(colour, views.image)
     turn = views.world_T_cam[..., :3, :3] if config.official_quirks else true_turn(views.world_T_cam[..., :3, :3])
     turned = rotate_harmonics(harmonics.flatten(2, 3), turn[:, :, None, None])
     return Gaussians(
-        means=centres(parameters[..., OFFSET], depth, views).flatten(1, 3),
+        means=centres(offset, depth, views).flatten(1, 3),
         covariances=((axes * scales[..., None, :].square()) @ axes.mT).flatten(1, 3),
         harmonics=to_standard(turned).flatten(1, 2),
-        opacities=parameters[..., 0].sigmoid().flatten(1, 3),
+        opacities=opacity[..., 0].sigmoid().flatten(1, 3),
         scales=scales.flatten(1, 3),
         rotations=multiply(to_quaternions(views.world_T_cam[..., :3, :3])[:, :, None, None], quaternions).flatten(1, 3),
     )

@@ -13,7 +13,7 @@ from plumbline.systems.depthsplat.cost_volume import cost_volume, even_candidate
 from plumbline.systems.depthsplat.dino import VisionTransformer
 from plumbline.systems.depthsplat.dpt import DenseHead, Features
 from plumbline.systems.depthsplat.transformer import Transformer
-from plumbline.systems.depthsplat.unet import Regressor
+from plumbline.systems.depthsplat.unet import Regressor, zeroed
 from plumbline.systems.depthsplat.views import Views, matched_views
 from plumbline.systems.vit.dense import enlarge
 from plumbline.systems.vit.tokens import normalised
@@ -116,7 +116,8 @@ class DepthPredictor(nn.Module):
             cnn = features.cnn.coarse if scale == 0 else features.cnn.middle
             z = torch.cat([cost, cnn, features.matched[scale], mono[scale]], dim=1)
             found = self.regressor[scale](z, views.shape[1]) + self.regressor_residual[scale](z)
-            probability = self.depth_head[scale](found).softmax(dim=1)
+            logits = self.depth_head[scale](found)
+            probability = (logits + cost if self.config.cost_shortcut else logits).softmax(dim=1)
             expected = (probability * candidates.flatten(0, 1)).sum(dim=1, keepdim=True)
             swept.append(Swept(probability, expected))
         return swept
@@ -163,11 +164,12 @@ class DepthPredictor(nn.Module):
             )
         )
         self.regressor_residual.append(nn.Conv2d(entered, width, 1))
+        last = nn.Conv2d(2 * width, candidates, 3, padding=1, padding_mode="replicate")
         self.depth_head.append(
             nn.Sequential(
                 nn.Conv2d(width, 2 * width, 3, padding=1, padding_mode="replicate"),
                 nn.GELU(),
-                nn.Conv2d(2 * width, candidates, 3, padding=1, padding_mode="replicate"),
+                zeroed(last) if config.cost_shortcut else last,
             )
         )
 
