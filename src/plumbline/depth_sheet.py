@@ -1,4 +1,7 @@
-"""A contact sheet of predicted depth: image, prediction, truth and error of each view, on one stated scale."""
+"""A contact sheet of predicted depth: image, prediction, truth and error of each view, on one stated scale.
+
+Views that were rendered follow with what was to be seen, what was rendered, and the error of its colours.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from plumbline.files import write_jpg, write_png
 
-# Relative depth error at the upper end of the colours: one value for all pictures, so that they can be compared.
+# Relative depth error, and error of colours in [0, 1], at the upper end: one for all pictures, so that they can be compared.
 ERROR_SHOWN = 0.2
 COLOUR_MAPS = {"depth": cv2.COLORMAP_VIRIDIS, "error": cv2.COLORMAP_INFERNO}
 # Not measured, or abstained: a grey that neither colour map contains.
@@ -35,17 +38,32 @@ class SheetRow:
     metrics: Mapping[str, float]
 
 
-def draw_sheet(rows: Sequence[SheetRow], path: Path, *, method: str) -> None:
+@dataclass(frozen=True)
+class RenderedRow:
+    """One view that was rendered from others: what is seen there, the colours in [0, 1] and depth (metres, 0: none) found."""
+
+    title: str
+    sources: tuple[str, ...]
+    image: UInt8[np.ndarray, "h w 3"]
+    rendered: Float32[np.ndarray, "h w 3"]
+    depth: Float32[np.ndarray, "h w"] | None
+
+
+Row = SheetRow | RenderedRow
+
+
+def draw_sheet(rows: Sequence[Row], path: Path, *, method: str) -> None:
     """Write the sheet as PNG or JPEG (by the name). Depth has one scale over all rows, that of the truth where there is any."""
-    limits = depth_limits(rows)
-    columns = 4 if any(row.truth is not None for row in rows) else 2
+    limits = depth_limits([row for row in rows if isinstance(row, SheetRow)])
+    columns = 4 if any(isinstance(row, RenderedRow) or row.truth is not None for row in rows) else 2
     height = max(1, round(rows[0].image.shape[0] * _TILE / rows[0].image.shape[1]))
     canvas = np.full((len(rows) * (_HEAD + height) + _FOOT, columns * (_TILE + _GAP) + _GAP, 3), 255, np.uint8)
     for i, row in enumerate(rows):
         top = i * (_HEAD + height) + _HEAD
         for j, tile in enumerate(_tiles(row, limits)):
             left = _GAP + j * (_TILE + _GAP)
-            canvas[top : top + height, left : left + _TILE] = _fit(tile, height, smooth=j == 0)
+            smooth = j == 0 or (j == 1 and isinstance(row, RenderedRow))
+            canvas[top : top + height, left : left + _TILE] = _fit(tile, height, smooth=smooth)
     _draw_bars(canvas, columns)
     write = write_png if path.suffix == ".png" else write_jpg
     write(path, _labelled(canvas, rows, limits, height, method))
@@ -56,7 +74,7 @@ def depth_limits(rows: Sequence[SheetRow]) -> tuple[float, float]:
     known = [row.truth[row.truth > 0] for row in rows if row.truth is not None]
     if not any(len(values) for values in known):
         known = [row.prediction[row.prediction > 0] for row in rows]
-    values = np.concatenate(known)
+    values = np.concatenate([np.zeros(0, np.float32), *known])
     if not len(values):
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(values, (2, 98)))
@@ -73,7 +91,9 @@ def coloured(
     return np.where(shown[..., None], painted, np.array(_NOTHING, np.uint8)).astype(np.uint8)
 
 
-def _tiles(row: SheetRow, limits: tuple[float, float]) -> list[UInt8[np.ndarray, "h w 3"]]:
+def _tiles(row: Row, limits: tuple[float, float]) -> list[UInt8[np.ndarray, "h w 3"]]:
+    if isinstance(row, RenderedRow):
+        return _rendered_tiles(row, limits)
     predicted = row.prediction > 0
     tiles = [row.image, coloured(row.prediction, predicted, limits, "depth")]
     if row.truth is None:
@@ -84,7 +104,30 @@ def _tiles(row: SheetRow, limits: tuple[float, float]) -> list[UInt8[np.ndarray,
     return [*tiles, coloured(row.truth, known, limits, "depth"), coloured(error, compared, (0.0, ERROR_SHOWN), "error")]
 
 
-def _captions(row: SheetRow, method: str) -> list[str]:
+def _rendered_tiles(row: RenderedRow, limits: tuple[float, float]) -> list[UInt8[np.ndarray, "h w 3"]]:
+    depth = np.zeros(row.image.shape[:2], np.float32) if row.depth is None else row.depth
+    everywhere = np.ones(depth.shape, bool)
+    return [
+        row.image,
+        np.rint(255 * np.clip(row.rendered, 0, 1)).astype(np.uint8),
+        coloured(depth, depth > 0, limits, "depth"),
+        coloured(_colour_error(row), everywhere, (0.0, ERROR_SHOWN), "error"),
+    ]
+
+
+def _colour_error(row: RenderedRow) -> Float32[np.ndarray, "h w"]:
+    return np.abs(row.rendered - row.image.astype(np.float32) / 255).mean(axis=-1)
+
+
+def _captions(row: Row, method: str) -> list[str]:
+    if isinstance(row, RenderedRow):
+        error = np.square(row.rendered - row.image / 255, dtype=np.float64).mean()
+        return [
+            "to be seen",
+            f"rendered: {method}",
+            "depth: rendered",
+            f"error: {-10 * np.log10(max(error, 1e-12)):.2f} dB",
+        ]
     if row.truth is None:
         return ["image", f"depth: {method}"]
     numbers = [text.format(row.metrics[name]) for name, text in _NAMED.items() if name in row.metrics]
@@ -108,7 +151,7 @@ def _draw_bars(canvas: UInt8[np.ndarray, "h w 3"], columns: int) -> None:
 
 
 def _labelled(
-    canvas: UInt8[np.ndarray, "h w 3"], rows: Sequence[SheetRow], limits: tuple[float, float], height: int, method: str
+    canvas: UInt8[np.ndarray, "h w 3"], rows: Sequence[Row], limits: tuple[float, float], height: int, method: str
 ) -> UInt8[np.ndarray, "h w 3"]:
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
@@ -123,11 +166,12 @@ def _labelled(
     foot = canvas.shape[0] - _FOOT + 4 + _BAR + 2
     _draw_scale(draw, 1, foot, (f"{limits[0]:.3g} m", "grey: none", f"{limits[1]:.3g} m"), small)
     if canvas.shape[1] > 3 * (_TILE + _GAP):
-        _draw_scale(draw, 3, foot, ("0", "grey: not compared", f"{ERROR_SHOWN:.0%} of the depth and more"), small)
+        of = "" if any(isinstance(row, RenderedRow) for row in rows) else " of the depth"
+        _draw_scale(draw, 3, foot, ("0", "grey: not compared", f"{ERROR_SHOWN:.0%}{of} and more"), small)
     return np.asarray(picture)
 
 
-def _sources(row: SheetRow, draw: ImageDraw.ImageDraw, font: _Font, width: int) -> str:
+def _sources(row: Row, draw: ImageDraw.ImageDraw, font: _Font, width: int) -> str:
     """The names of a row's sources, as many as fit into `width` pixels."""
     for shown in range(len(row.sources), -1, -1):
         more = [] if shown == len(row.sources) else [f"{len(row.sources) - shown} more"]

@@ -24,7 +24,7 @@ from plumbline.config import DatasetConfig, SuiteConfig, load_params, section, s
 from plumbline.data.pair import PairConfig, extract_pair, read_pair
 from plumbline.distributed import join
 from plumbline.errors import ConfigError, DataError
-from plumbline.overfit import OverfitConfig, blank_inputs, covering, evaluate, unexpectedly_frozen
+from plumbline.overfit import OverfitConfig, Renders, blank_inputs, covering, evaluate, renders, unexpectedly_frozen
 from plumbline.overfit_stage import sample_batch
 from plumbline.prediction import open_suite, training_feed
 from plumbline.progress import memory_gb
@@ -162,7 +162,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Examination:
-    """All that was found; later parts are missing where an earlier one is broken. `depth_error` is that of the gate."""
+    """All that was found; later parts are missing where an earlier one is broken. `depth_error` and `psnr` are the gate's."""
 
     subject: Subject
     device: str
@@ -173,6 +173,7 @@ class Examination:
     total: float | None = None
     depth_error: float | None = None
     rotation_deg: float | None = None
+    psnr: float | None = None
     modules: tuple[Module, ...] = ()
     gradient_norm: float | None = None
     rates: Rates | None = None
@@ -290,9 +291,10 @@ def _suite_batch(
     feed = training_feed(opened, initial, labels)
     chosen = [int(index) for index in make_plan(feed, config, seed=params["seed"]).batch(0)]
     first = opened.samples[chosen[0]]
-    views = tuple(opened.scenes[first.scene].view_names[view] for view in first.views)
+    views = tuple(opened.scenes[first.scene].view_names[view] for view in first.given)
+    named = len(chosen) == 1 and feed.clip is None
     scenes = ", ".join(sorted({opened.samples[index].scene for index in chosen}))
-    return feed.load(chosen), f"suite {suite}, first batch: {scenes}", views if len(chosen) == 1 else ()
+    return feed.load(chosen), f"suite {suite}, first batch: {scenes}", views if named else ()
 
 
 # --- examination -----------------------------------------------------------------------------------------------------
@@ -312,13 +314,17 @@ def examine(subject: Subject) -> Examination:
         )
         findings = [*batch_findings(subject), *frozen_findings(subject), *schedule_findings(subject, found.rates)]
         trained = any(parameter.requires_grad for parameter in subject.system.parameters())
-        if trained and subject.batch.depth is not None and subject.batch.mask is not None:
+        if trained and (_has_truth(subject.batch) or renders(subject.system, subject.batch)):
             try:
                 found, more = _of_network(found, group)
             except DataError as error:
                 more = [Finding("broken", str(error))]
             findings += more
         return replace(found, findings=tuple(findings))
+
+
+def _has_truth(batch: Batch) -> bool:
+    return batch.depth is not None and batch.mask is not None
 
 
 def _of_batch(subject: Subject) -> dict[str, Any]:
@@ -330,7 +336,8 @@ def _of_network(found: Examination, group: Any) -> tuple[Examination, list[Findi
     batch = tiled(subject.batch, subject.config.batch_size).to(group.device)
     subject.system.to(group.device)
     state, _ = evaluate(subject.system, batch.rows(slice(0, len(subject.batch.image))))
-    found = replace(found, depth_error=state.depth_error, rotation_deg=state.rotation_deg)
+    error = None if math.isnan(state.depth_error) else state.depth_error
+    found = replace(found, depth_error=error, rotation_deg=state.rotation_deg, psnr=state.psnr)
     with tempfile.TemporaryDirectory(prefix="plumbline-doctor-") as scratch:
         settings: dict[str, Any] = {"lr": subject.lr, "seed": subject.seed, "run": "doctor", "params": subject.params}
         trainer = prepare(subject.system, subject.config, group, name=subject.name, scratch=Path(scratch), **settings)
@@ -445,6 +452,8 @@ def entries(batch: Batch, system: Any) -> Iterator[Entry]:
 def _seen_by(name: str, system: Any) -> str:
     if name in system.inputs:
         return "network"
+    if name in {"target_image", "target_mask"}:
+        return "loss" if isinstance(system, Renders) else ""
     return "loss" if name in {"depth", "mask", "K", "cam0_T_cam", *LABELS} else ""
 
 
@@ -471,7 +480,8 @@ def batch_findings(subject: Subject) -> Iterator[Finding]:
             yield Finding("broken", f"{entry.name} holds {entry.non_finite} values that are not finite.")
     if batch.image.isfinite().all() and (batch.image.min() < 0 or batch.image.max() > 1):
         yield Finding("broken", "image leaves [0, 1]: systems normalise images themselves.")
-    yield from _truth_findings(batch)
+    if batch.depth is not None or not renders(subject.system, batch):
+        yield from _truth_findings(batch)
     height, width = batch.image.shape[-2:]
     centre = batch.K[..., :2, 2] / torch.tensor([width, height]) - 0.5
     if bool((centre.abs() > _OFF_CENTRE).any()):

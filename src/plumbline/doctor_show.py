@@ -17,7 +17,7 @@ from plumbline.doctor import Component, Examination, Module, StepCost, examine, 
 from plumbline.process import keep_freed_memory
 from plumbline.progress import duration
 from plumbline.single_pair import sparkline
-from plumbline.training import TrainConfig
+from plumbline.training import TrainConfig, step_groups
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -136,6 +136,8 @@ def _depth_words(found: Examination) -> str:
     words = "" if found.depth_error is None else f"Depth error |predicted - true| / true: {found.depth_error:.3g}"
     if found.rotation_deg is not None:
         words += f"; largest rotation error: {found.rotation_deg:.3g} degrees"
+    if found.psnr is not None:
+        words += f"{'; target' if words else 'Target'} views rendered at {found.psnr:.3g} dB"
     return f"{words}." if words else ""
 
 
@@ -186,9 +188,8 @@ def _training(found: Examination) -> Group:
         table.add_row("step size", f"[cyan]{curve(r.curve)}[/]")
         line = f"{_number(r.start)} → {_number(r.peak)} at step {r.peak_step} → {_number(r.end)} at step {config.steps}"
         table.add_row("", f"{line}  [dim]({_schedule(config)})[/]")
-    table.add_row(
-        "effective", f"lr {subject.lr:g} x lr_scale {config.lr_scale:g} = [bold]{subject.lr * config.lr_scale:g}[/]"
-    )
+    for number, line in enumerate(_step_sizes(found)):
+        table.add_row("" if number else "effective", line)
     table.add_row("optimiser", _optimiser(config))
     parts = f", in {config.accumulate} parts" if config.accumulate > 1 else ""
     table.add_row("batch", f"{_plural(config.batch_size, 'sample')}{parts}; {config.steps} steps")
@@ -205,6 +206,22 @@ def _training(found: Examination) -> Group:
             "overfit gate", f"{gate.steps} steps at up to {gate.lr:g}, on one sample; its own, whatever lr is"
         )
     return Group(table)
+
+
+def _step_sizes(found: Examination) -> list[str]:
+    """What the step size is made of, with `lr_scales` that of each group of parameters."""
+    subject, config = found.subject, found.subject.config
+    own = f"lr {subject.lr:g} x lr_scale {config.lr_scale:g} = [bold]{subject.lr * config.lr_scale:g}[/]"
+    if not config.lr_scales or not any(p.requires_grad for p in subject.system.parameters()):
+        return [own]
+    groups = step_groups(subject.system, config, name=subject.name)
+    counts = [_count(sum(p.numel() for p in group["params"])) for group in groups]
+    lines = [
+        f"lr {subject.lr:g} x lr_scales {scale:g} = [bold]{subject.lr * scale:g}[/]  [dim]{escape(key)}, {count} weights[/]"
+        for (key, scale), count in zip(config.lr_scales.items(), counts[-len(config.lr_scales) :], strict=True)
+    ]
+    others = f"{own}  [dim]all others, {counts[0]} weights[/]"
+    return lines if len(groups) == len(lines) else [others, *lines]
 
 
 def _optimiser(config: TrainConfig) -> str:

@@ -24,10 +24,11 @@ from plumbline import checkpoint
 from plumbline.camera_metrics import camera_errors
 from plumbline.data.checks import CheckConfig, check_scene
 from plumbline.data.pair import Pair
+from plumbline.depth_sheet import Row
 from plumbline.errors import ConfigError, DataError
-from plumbline.overfit_record import sample_facts, sheet, write_record
+from plumbline.overfit_record import rendered_sheet, sample_facts, sheet, write_record
 from plumbline.overfit_verdict import Criteria, NonFinite, Run, State, Verdict, data_is_true, judge
-from plumbline.systems.records import Batch, Prediction
+from plumbline.systems.records import Batch, Prediction, Rendered
 from plumbline.training import Schedule, cpu_threads, step_size
 
 # What a system sees of a scene, as opposed to its cameras: exchanged to learn whether it looks.
@@ -69,12 +70,31 @@ class Unscaled(Protocol):
         """The prediction in metres, by the true scale of `batch`."""
 
 
+@runtime_checkable
+class Renders(Protocol):
+    """A system whose predictions can be seen from other cameras."""
+
+    def novel_views(self, prediction: Prediction, batch: Batch) -> Rendered:
+        """What the target cameras of `batch` see of the prediction."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A system's answer on its sample, and what its target cameras see of it (None: no targets, or nothing that renders)."""
+
+    prediction: Prediction
+    rendered: Rendered | None
+
+
 @dataclass(frozen=True)
 class Overfit:
-    """A finished fit: what was measured, and predicted depth (b, p, h, w) by logged step, in the unit of `run`."""
+    """A finished fit: what was measured, and by logged step the predicted depth (b, p, h, w), in the unit of `run`, and what
+    target cameras see.
+    """
 
     run: Run
     depth: Mapping[int, Float32[np.ndarray, "b p h w"]]
+    rendered: Mapping[int, Rendered]
 
 
 def overfit_pair(
@@ -111,9 +131,21 @@ def overfit_pair(
         sample=sample_facts(pair, other="its own images, mirrored" if other is None else "another sample's images"),
         configuration={**config.model_dump(mode="json"), "seed": seed, **(notes or {})},
         log_steps=config.log_steps,
-        sheets={} if fitted is None else {step: sheet(pair, depth[0]) for step, depth in fitted.depth.items()},
+        sheets={} if fitted is None else sheets(pair, fitted),
     )
     return verdict
+
+
+def sheets(pair: Pair, fitted: Overfit) -> dict[int, list[Row]]:
+    """The rows of each logged step's picture: views that were given, then what was rendered."""
+    found: dict[int, list[Row]] = {}
+    for step, depth in fitted.depth.items():
+        found[step] = [*sheet(pair, depth[0])]
+        if step in fitted.rendered:
+            seen = fitted.rendered[step]
+            colours = seen.image[0].movedim(1, -1).cpu().numpy()
+            found[step] += rendered_sheet(pair, colours, None if seen.depth is None else seen.depth[0].cpu().numpy())
+    return found
 
 
 def fit_sample(
@@ -134,7 +166,7 @@ def fit_sample(
         untrained, _ = evaluate(system, batch)
         log = _Log(system, untrained)
         _train(system, batch, config, log)
-        trained, prediction = evaluate(system, batch)
+        trained, answer = evaluate(system, batch)
         return Overfit(
             Run(
                 lr=config.lr,
@@ -151,12 +183,13 @@ def fit_sample(
                 unconnected=log.unconnected,
                 blank=blank_inputs(batch, _inputs(system)),
                 non_finite=log.non_finite,
-                unit=_unit(system, prediction),
+                unit=_unit(system, answer.prediction),
                 parameters=sum(parameter.numel() for parameter in system.parameters() if parameter.requires_grad),
                 seconds=time.monotonic() - began,
                 device=device.type,
             ),
             log.depth,
+            log.rendered,
         )
 
 
@@ -204,6 +237,7 @@ class _Log:
     untrained: State
     rows: list[dict[str, float]] = field(default_factory=list)
     depth: dict[int, Float32[np.ndarray, "b p h w"]] = field(default_factory=dict)
+    rendered: dict[int, Rendered] = field(default_factory=dict)
     unconnected: tuple[str, ...] = ()
     non_finite: NonFinite | None = None
     stopped_early: bool = False
@@ -229,9 +263,11 @@ def _train(system: nn.Module, batch: Batch, config: OverfitConfig, log: _Log) ->
         if log.stopped_early:
             return
         if step in config.log_steps or step == config.steps:
-            state, prediction = evaluate(system, batch)
+            state, answer = evaluate(system, batch)
             log.rows[-1] |= _columns(state)
-            log.depth[step] = in_metres(system, prediction, batch).depth.cpu().numpy()
+            log.depth[step] = in_metres(system, answer.prediction, batch).depth.cpu().numpy()
+            if answer.rendered is not None:
+                log.rendered[step] = answer.rendered
 
 
 def _step(
@@ -275,22 +311,36 @@ def _culprit(bad: Sequence[str], row: Mapping[str, float], gradients: _Gradients
 
 
 def _columns(state: State) -> dict[str, float]:
-    found = {f"val/{name}": value for name, value in state.losses.items()} | {"val/depth_error": state.depth_error}
-    return found if state.rotation_deg is None else found | {"val/rotation_error_deg": state.rotation_deg}
+    found = {f"val/{name}": value for name, value in state.losses.items()}
+    if not math.isnan(state.depth_error):
+        found["val/depth_error"] = state.depth_error
+    return found | {f"val/{name}": value for name, value in state.further.items()}
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def evaluate(system: nn.Module, batch: Batch) -> tuple[State, Prediction]:
-    """The system in inference on `batch`: losses, depth error and rotation error, and its prediction."""
+def evaluate(system: nn.Module, batch: Batch) -> tuple[State, Answer]:
+    """The system in inference on `batch`: losses, depth and rotation error, what its pictures are worth, and its answer."""
     system.eval()
     prediction = system(batch.select(_inputs(system)))
+    rendered = system.novel_views(prediction, batch) if renders(system, batch) else None  # type: ignore[operator]
     losses = {name: float(value) for name, value in _losses(system, prediction, batch).items()}
-    return State(losses, depth_error(in_metres(system, prediction, batch), batch), rotation_error(prediction, batch)), (
-        prediction
+    # What is to be seen is enough to be trained on; without that nothing but depth is.
+    judged = batch.depth is not None or rendered is None
+    state = State(
+        losses,
+        depth_error(in_metres(system, prediction, batch), batch) if judged else math.nan,
+        rotation_error(prediction, batch),
+        None if rendered is None else psnr(rendered, batch),
     )
+    return state, Answer(prediction, rendered)
+
+
+def renders(system: nn.Module, batch: Batch) -> bool:
+    """Whether the system can be held to pictures: it renders, and the batch has views that it is to render."""
+    return isinstance(system, Renders) and batch.target_image is not None
 
 
 @torch.no_grad()
@@ -346,6 +396,17 @@ def rotation_error(prediction: Prediction, batch: Batch) -> float | None:
         return None
     pairs = zip(prediction.cameras.cam0_T_cam.cpu().numpy(), batch.cam0_T_cam.cpu().numpy(), strict=True)
     return max(float(camera_errors(predicted, true).rotation.max()) for predicted, true in pairs)
+
+
+def psnr(rendered: Rendered, batch: Batch) -> float:
+    """Peak signal-to-noise ratio in dB of what the target cameras see, colours in [0, 1], the mean over the target views.
+
+    All pixels of a view count. DataError when nobody knows what was to be seen.
+    """
+    if batch.target_image is None:
+        raise DataError("overfit: the sample has no target views to compare with. Set target in its pair section.")
+    error = (rendered.image.double() - batch.target_image).square().mean(dim=(-3, -2, -1))
+    return float((-10 * error.clamp(min=1e-12).log10()).mean())
 
 
 def blank_inputs(batch: Batch, inputs: frozenset[str]) -> tuple[str, ...]:

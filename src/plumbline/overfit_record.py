@@ -12,13 +12,14 @@ from jaxtyping import Float32
 from plumbline.curve import Curve
 from plumbline.data.canonical import validity
 from plumbline.data.pair import Pair, ViewFacts, facts
-from plumbline.depth_sheet import SheetRow, draw_sheet
+from plumbline.depth_sheet import RenderedRow, Row, SheetRow, draw_sheet
 from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, write_json
 from plumbline.overfit_verdict import Outcome, Run, State, Verdict
 
 FORMAT_VERSION = 1
 PASSED = "passed.json"
+_FURTHER = {"rotation_error_deg": "rotation, degrees", "psnr": "PSNR of targets, dB"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def write_record(
     sample: SampleFacts,
     configuration: Mapping[str, Any],
     log_steps: Sequence[int],
-    sheets: Mapping[int, Sequence[SheetRow]] | None = None,
+    sheets: Mapping[int, Sequence[Row]] | None = None,
 ) -> None:
     """Write `out` at once: record.md, verdict.json, passed.json and, of a training, curve.csv and step_<n>.png.
 
@@ -83,6 +84,24 @@ def sheet(pair: Pair, depth: Float32[np.ndarray, "p h w"]) -> list[SheetRow]:
         metrics = {} if truth is None or place >= len(depth) else {"abs_rel": _abs_rel(predicted, truth)}
         rows.append(SheetRow(scene.view_names[view], others, image, predicted, truth, metrics))
     return rows
+
+
+def rendered_sheet(
+    pair: Pair, colours: Float32[np.ndarray, "t h w 3"], depth: Float32[np.ndarray, "t h w"] | None
+) -> list[RenderedRow]:
+    """A row for each view that was rendered: what is to be seen there, the colours in [0, 1] and depth (metres) found."""
+    scene, given = pair.scene, pair.only("context").views
+    names = tuple(scene.view_names[view] for view in given)
+    return [
+        RenderedRow(
+            scene.view_names[view],
+            names,
+            np.asarray(scene.images[view]),
+            colours[place],
+            None if depth is None else depth[place],
+        )
+        for place, view in enumerate(pair.only("target").views)
+    ]
 
 
 def _truth(pair: Pair, view: int) -> Float32[np.ndarray, "h w"] | None:
@@ -207,12 +226,12 @@ def _configuration(configuration: Mapping[str, Any], run: Run | None) -> str:
 def _steps(run: Run, log_steps: Sequence[int]) -> str:
     """Rows before and after training and at `log_steps`: the training loss is of before a step, the rest of after it."""
     names = [name for name in run.untrained.losses if name != "loss"]
-    extra = [] if run.untrained.rotation_deg is None else ["rotation, degrees"]
-    header = ("step", "training loss", "loss after", *names, "depth error", *extra)
+    further = list(run.untrained.further)
+    header = ("step", "training loss", "loss after", *names, "depth error", *(_FURTHER[name] for name in further))
     rows = [("untrained", "–", *_cells(run.untrained, names))]
     for row in run.curve:
         if int(row["step"]) in log_steps or row is run.curve[-1]:
-            rows.append((f"{row['step']:.0f}", _number(row.get("train/loss")), *_row_cells(row, names, bool(extra))))
+            rows.append((f"{row['step']:.0f}", _number(row.get("train/loss")), *_row_cells(row, names, further)))
     note = (
         "The training loss is taken before a step's update, all else after it, in inference. Depth error: mean of "
         f"|predicted - true| / true over measured pixels, 1 where nothing is predicted; {run.unit}."
@@ -222,16 +241,16 @@ def _steps(run: Run, log_steps: Sequence[int]) -> str:
 
 def _cells(state: State, names: Sequence[str]) -> list[str]:
     values = [state.losses.get("loss"), *(state.losses.get(name) for name in names), state.depth_error]
-    return [_number(value) for value in (values if state.rotation_deg is None else [*values, state.rotation_deg])]
+    return [_number(value) for value in [*values, *state.further.values()]]
 
 
-def _row_cells(row: Mapping[str, float], names: Sequence[str], cameras: bool) -> list[str]:
-    keys = ["loss", *names, "depth_error", *(["rotation_error_deg"] if cameras else [])]
+def _row_cells(row: Mapping[str, float], names: Sequence[str], further: Sequence[str]) -> list[str]:
+    keys = ["loss", *names, "depth_error", *further]
     return [_number(row.get(f"val/{key}")) for key in keys]
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -32,9 +32,9 @@ def run_gate(
 ) -> Verdict:
     """Judge the system `name`, built from `own` (systems.<name>) with `config.system` over it, and write its record.
 
-    The system gets the context views of its sample, and labels if it learns from some; a method that refines another one's
-    depth gets a constant one instead, the middle of the depth range. Then the images alone tell the depth, and no
-    error of another method's stands between the network and its sample.
+    The system gets the context views of its sample, the cameras of its target views if there are any, and labels if it learns
+    from some; a method that refines another one's depth gets a constant one instead, the middle of the depth range. Then the
+    images alone tell the depth, and no error of another method's stands between the network and its sample.
     """
     params = {**own, **config.system}
     torch.manual_seed(seed)
@@ -56,7 +56,10 @@ def run_gate(
 
 
 def sample_batch(pair: Pair, inputs: frozenset[str], *, labels: Path | None = None) -> Batch:
-    """The context views of a sample as a batch of one, with keypoint labels from `labels` (data/pseudo_labels)."""
+    """A sample as a batch of one: its context views given, the others to be rendered.
+
+    Keypoint labels are read from `labels` (data/pseudo_labels).
+    """
     size, depth_range = pair.scene.images.shape[1:3], pair.scene.depth_range
     start = None
     if "initial_depth" in inputs:
@@ -64,7 +67,7 @@ def sample_batch(pair: Pair, inputs: frozenset[str], *, labels: Path | None = No
     found = None if labels is None else {pair.sample.scene: read_labels(labels / pair.origin["dataset"], pair)}
     feed = SampleFeed(
         {pair.sample.scene: pair.scene},
-        [pair.only("context")],
+        [pair.sample],
         initial_depth=start,
         keypoint_probability=found,
         predict_views=pair.predict_views,

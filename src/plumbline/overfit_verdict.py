@@ -37,6 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rotation_deg": 0.5,
         "input_losses": ("camera", "depth_regression"),
     },
+    # Colours come with the images whatever the network does; its depth it has to find.
+    "depthsplat": {"depth_reduction": 10.0, "psnr": 30.0, "input_losses": ("depth",)},
 }
 
 
@@ -48,7 +50,7 @@ class Criteria(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Literal["plain", "deltaz", "deltas", "vggt"] = "plain"
+    preset: Literal["plain", "deltaz", "deltas", "vggt", "depthsplat"] = "plain"
     data: bool = Field(default=True, description="the sample's geometry must be shown to be true, first of all")
     depth_reduction: float | None = Field(
         default=20.0, gt=1, description="depth error of the untrained network over that of the trained one, at least"
@@ -58,6 +60,9 @@ class Criteria(BaseModel):
         default=None, description="what the depth error must end below, depth in metres"
     )
     rotation_deg: PositiveFloat | None = Field(default=None, description="of the worst predicted rotation")
+    psnr: PositiveFloat | None = Field(
+        default=None, description="dB that rendered target views must reach, in their mean"
+    )
     input_ratio: float | None = Field(
         default=10.0, gt=1, description="with another sample's images the loss must be this many times higher"
     )
@@ -116,11 +121,20 @@ GUIDE = (
 
 @dataclass(frozen=True)
 class State:
-    """A network in inference on its sample: each loss, the mean relative depth error, the worst rotation (degrees)."""
+    """A network in inference on its sample: each loss, the mean relative depth error (NaN without true depth), the worst
+    rotation (degrees) and the mean PSNR of what it renders (dB), None where there is no such thing.
+    """
 
     losses: Mapping[str, float]
     depth_error: float
     rotation_deg: float | None = None
+    psnr: float | None = None
+
+    @property
+    def further(self) -> dict[str, float]:
+        """What only some systems are measured by, by the name of its criterion."""
+        found = {"rotation_error_deg": self.rotation_deg, "psnr": self.psnr}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -257,6 +271,7 @@ def _trained(run: Run, criteria: Criteria) -> list[Outcome]:
         *_depth(run, criteria),
         *(_below(f"loss {name}", _sum(run.trained.losses, (name,)), limit) for name, limit in criteria.losses.items()),
         *_cameras(run, criteria),
+        *_pictures(run, criteria),
         *_looks(run, criteria),
         _same(run, criteria),
     ]
@@ -281,6 +296,13 @@ def _cameras(run: Run, criteria: Criteria) -> list[Outcome]:
         return []
     error = run.trained.rotation_deg
     return [_below("rotation_error_deg", math.nan if error is None else error, criteria.rotation_deg)]
+
+
+def _pictures(run: Run, criteria: Criteria) -> list[Outcome]:
+    if criteria.psnr is None:
+        return []
+    found = run.trained.psnr
+    return [_at_least("psnr", math.nan if found is None else found, criteria.psnr)]
 
 
 def _looks(run: Run, criteria: Criteria) -> list[Outcome]:
@@ -394,12 +416,19 @@ def _step_size(run: Run) -> list[str]:
 
 def _outcome_lines(run: Run, unmet: Mapping[str, Outcome]) -> list[str]:
     found = []
-    if "depth_reduction" in unmet:
+    if {"depth_reduction", "abs_rel"} & unmet.keys() and math.isnan(run.trained.depth_error):
+        found.append(
+            "The sample has no true depth to compare with: choose one of a data set that has, or set depth_reduction and abs_rel "
+            "to null and ask for psnr."
+        )
+    elif "depth_reduction" in unmet:
         found.append(
             f"The depth error went from {run.untrained.depth_error:.3g} to {run.trained.depth_error:.3g} only "
             f"(relative, {run.unit}): {_text(unmet['depth_reduction'].value)} times less, "
             f"expected {unmet['depth_reduction'].expected}."
         )
+    if "psnr" in unmet:
+        found.append(_poor_pictures(run, unmet["psnr"]))
     if "input_ratio" in unmet:
         found.append(_not_looking(run, unmet["input_ratio"]))
     if "train_validation_gap" in unmet:
@@ -413,6 +442,19 @@ def _outcome_lines(run: Run, unmet: Mapping[str, Outcome]) -> list[str]:
     return found + [
         f"{name} is {_text(unmet[name].value)}, expected {unmet[name].expected}." for name in unmet if name in others
     ]
+
+
+def _poor_pictures(run: Run, outcome: Outcome) -> str:
+    if run.trained.psnr is None or run.untrained.psnr is None:
+        return (
+            "Nothing was rendered: the sample has no target views (target in its pair section), or the system renders none. "
+            "Without either there is no psnr to ask for."
+        )
+    return (
+        f"What target cameras see went from {run.untrained.psnr:.3g} to {run.trained.psnr:.3g} dB only, expected "
+        f"{outcome.expected}: its pictures show what is wrong. Where no context view looks nothing can be known: choose targets "
+        "between them."
+    )
 
 
 def _not_looking(run: Run, outcome: Outcome) -> str:
@@ -484,11 +526,23 @@ def observations(run: Run) -> tuple[str, ...]:
         f"The loss went from {losses[0]:.4g} to {losses[-1]:.4g}; its lowest value is {losses[lowest]:.4g}, at step "
         f"{lowest + 1}.",
         f"Final values, in inference: {final}.",
-        f"Depth error (relative, {run.unit}): {run.untrained.depth_error:.4g} untrained, {run.trained.depth_error:.4g} trained.",
+        *(
+            []
+            if math.isnan(run.trained.depth_error)
+            else [
+                f"Depth error (relative, {run.unit}): {run.untrained.depth_error:.4g} untrained, "
+                f"{run.trained.depth_error:.4g} trained."
+            ]
+        ),
         *(
             []
             if run.trained.rotation_deg is None
             else [f"Largest rotation error: {run.trained.rotation_deg:.3g} degrees."]
+        ),
+        *(
+            []
+            if run.trained.psnr is None or run.untrained.psnr is None
+            else [f"Target views (PSNR): {run.untrained.psnr:.4g} dB untrained, {run.trained.psnr:.4g} dB trained."]
         ),
         "Every value was finite."
         if non_finite is None
