@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from plane_scene import scene
-from plumbline.systems import CAMERAS_ONLY, build, names
-from plumbline.systems.records import LABELS, Batch, Cameras, Prediction
+from plumbline.errors import DataError
+from plumbline.systems import CAMERAS_ONLY, VIEWS_ONLY, build, names
+from plumbline.systems.records import LABELS, Batch, Cameras, Prediction, Rendered
 
 # Only what keeps a test small: every other parameter has its default.
 SMALL: dict[str, dict[str, Any]] = {
@@ -68,7 +69,27 @@ def test_a_system_of_cameras_alone_looks_at_its_inputs_and_answers_every_view(na
     assert not system.inputs & {"depth", "mask", "image", "cam0_T_cam", "K"}
 
 
-@pytest.fixture(params=[name for name in names() if name not in CAMERAS_ONLY])
+@pytest.mark.parametrize("name", sorted(VIEWS_ONLY))
+def test_a_system_of_views_alone_looks_at_its_inputs_and_renders_every_target(name: str) -> None:
+    system, batch = make(name), scene(v=2, t=3)
+    seen = system(batch.select(system.inputs))
+    assert isinstance(seen, Rendered) and seen.image.shape == (2, 3, 3, 32, 40) and seen.image.dtype == torch.float32
+    assert ((seen.image >= 0) & (seen.image <= 1)).all() and not seen.image.requires_grad
+    assert seen.depth is None or (seen.depth.shape == (2, 3, 32, 40) and (seen.depth >= 0).all())
+    assert torch.equal(seen.image, system(poison(batch, system.inputs)).image)
+    alone = torch.cat([system(batch.rows(slice(i, i + 1))).image for i in range(2)])
+    assert torch.allclose(seen.image, alone, atol=1e-6) and not torch.equal(alone[0], alone[1])
+    assert {"target_K", "cam0_T_target"} & system.inputs
+    assert not system.inputs & {"depth", "mask", "target_image", "target_mask"} and not list(system.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(VIEWS_ONLY))
+def test_a_system_of_views_alone_says_that_there_is_nothing_to_render(name: str) -> None:
+    with pytest.raises(DataError, match=f"{name}: this batch has no target cameras to render"):
+        make(name)(scene())
+
+
+@pytest.fixture(params=[name for name in names() if name not in CAMERAS_ONLY | VIEWS_ONLY])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -9,14 +9,18 @@ from typing import Any
 from plumbline.config import parse
 from plumbline.errors import ConfigError
 
-# Trivial methods share a module; some of them predict cameras and no depth.
+# Trivial methods share a module.
 _BASELINES = {
     "constant": "Constant",
     "median_plane": "MedianPlane",
     "identity": "Identity",
     "mean_pose": "MeanPose",
+    "mean_colour": "MeanColour",
+    "nearest_view": "NearestView",
 }
+# What predicts cameras, or renders novel views, and has no depth to show.
 CAMERAS_ONLY = frozenset({"identity", "mean_pose"})
+VIEWS_ONLY = frozenset({"mean_colour", "nearest_view", "warped_view"})
 
 
 def load(name: str) -> ModuleType:

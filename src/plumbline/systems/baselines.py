@@ -1,16 +1,20 @@
-"""The trivial methods every other one is compared with: a depth for a data set or an image, a pose for a data set or none.
+"""The trivial methods every other one is compared with: a depth, a pose, or a picture that takes no geometry.
 
-None of them reads an image.
+Only those that render read an image.
 """
 
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from plumbline import geometry
 from plumbline.errors import DataError
-from plumbline.systems.records import Batch, Cameras, Prediction
+from plumbline.systems.records import Batch, Cameras, Prediction, Rendered
+
+# Relative, and in metres: poses are float32.
+_ROUNDING = 1e-5
 
 
 class Constant(nn.Module):
@@ -65,6 +69,49 @@ class MeanPose(nn.Module):
         poses = batch.constant_pose[:, None].repeat(1, batch.image.shape[1], 1, 1)
         poses[:, 0] = torch.eye(4, device=poses.device)
         return Cameras(cam0_T_cam=poses, K=None)
+
+
+class MeanColour(nn.Module):
+    """The mean colour of the given views, everywhere: what a picture scores that shows nothing."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"image", "target_K"})
+
+    def forward(self, batch: Batch) -> Rendered:
+        """Pictures of all target views. DataError without target views."""
+        targets = _targets("mean_colour", batch.target_K).shape[1]
+        colour = batch.image.mean(dim=(1, 3, 4))
+        return Rendered(colour[:, None, :, None, None].expand(-1, targets, -1, *batch.image.shape[-2:]).contiguous())
+
+
+class NearestView(nn.Module):
+    """The given view whose camera is nearest to the target's, as it is; of equally near ones the least turned."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"image", "cam0_T_cam", "cam0_T_target"})
+
+    def forward(self, batch: Batch) -> Rendered:
+        """Pictures of all target views. DataError without poses or target views."""
+        if batch.cam0_T_cam is None:
+            raise DataError("nearest_view: needs poses; this batch has none. Use posed scenes.")
+        target_T_cam = (
+            geometry.invert(_targets("nearest_view", batch.cam0_T_target))[:, :, None] @ batch.cam0_T_cam[:, None]
+        )
+        chosen = _nearest(target_T_cam)
+        return Rendered(batch.image[torch.arange(len(chosen), device=chosen.device)[:, None], chosen])
+
+
+def _nearest(target_T_cam: Float[Tensor, "b t v 4 4"]) -> Int64[Tensor, "b t"]:
+    """The nearest camera; distances that differ by no more than rounding are equal, and the smallest turn decides."""
+    distance = torch.linalg.vector_norm(target_T_cam[..., :3, 3], dim=-1)
+    tied = distance <= distance.amin(dim=-1, keepdim=True) * (1 + _ROUNDING) + _ROUNDING
+    # The trace falls as the angle grows.
+    trace = target_T_cam[..., :3, :3].diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    return trace.where(tied, -torch.inf).argmax(dim=-1)
+
+
+def _targets(name: str, cameras: Tensor | None) -> Tensor:
+    if cameras is None:
+        raise DataError(f"{name}: this batch has no target cameras to render. Use samples with target views.")
+    return cameras
 
 
 def _median(depth: Float[Tensor, "b p h w"], measured: Tensor) -> Float[Tensor, "b p"]:
