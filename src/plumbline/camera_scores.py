@@ -45,12 +45,12 @@ def score_cameras(stored: Predictions, folder: Path) -> tuple[list[CameraRow], d
     for index, sample in enumerate(stored.samples):
         if sample.scene not in scenes:
             scenes[sample.scene] = read_scene(folder / sample.scene)
-        scene, views = scenes[sample.scene], list(sample.views)
+        scene, views = scenes[sample.scene], list(sample.given)
         own = camera_errors(stored.cameras.cam0_T_cam[index], _true_poses(scene, sample, where))
         lengths = [] if stored.cameras.K is None else [focal_error(stored.cameras.K[index], scene.K[views])]
         found = summary([own], lengths, where=f"{where} {sample.label}")
         values = {name: row[HEADLINES[name]] for name, row in found.items()}
-        rows.append(CameraRow(index, sample.scene, "+".join(sample.names), values))
+        rows.append(CameraRow(index, sample.scene, "+".join(sample.given_names), values))
         errors.append(own)
         focal += lengths
     return rows, summary(errors, focal, where=where)
@@ -92,4 +92,4 @@ def _true_poses(scene: Scene, sample: StoredSample, where: str) -> Float64[np.nd
             f"{where}: {scene.dataset}/{sample.scene} has no true poses, so predicted cameras cannot be evaluated on it. "
             "Leave the method out of this suite: suites.<name>.methods."
         )
-    return scene.world_T_cam[list(sample.views)]
+    return scene.world_T_cam[list(sample.given)]

@@ -1,4 +1,7 @@
-"""Predict once, evaluate files: every method's depth or cameras for every sample of its suites, in `predictions/<method>`."""
+"""Predict once, evaluate files: every method's depth, cameras or novel views for every sample of its suites.
+
+They are written to `predictions/<method>`, as `plumbline.stored` has it.
+"""
 
 import difflib
 import math
@@ -6,21 +9,21 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 
 from plumbline import systems
 from plumbline.config import ByClip, DatasetConfig, SuiteConfig
 from plumbline.data.geometry import rotation_angle
 from plumbline.data.samples import build, open_labels, open_split
 from plumbline.errors import ConfigError, DataError
-from plumbline.feed import SampleFeed
+from plumbline.feed import SampleFeed, true_scales
 from plumbline.files import atomic_folder, read_npy, read_pfm, read_png16
 from plumbline.progress import memory_gb, progress
 from plumbline.records import Sample, Scene
@@ -32,13 +35,14 @@ from plumbline.stored import (
     StoredCameras,
     StoredSample,
     read_for,
+    shown_sample,
     suite_fingerprint,
     write_cameras,
     write_cost,
     write_diagnostics,
     write_samples,
 )
-from plumbline.systems.records import Batch, Cameras, Prediction
+from plumbline.systems.records import Batch, Cameras, Prediction, Rendered
 
 # A median over about this many pixels is exact to far below any metric's digits.
 _MEDIAN_PIXELS = 4_000_000
@@ -53,8 +57,9 @@ class Method(Protocol):
 
     inputs: ClassVar[frozenset[str]]
 
-    def __call__(self, batch: Batch) -> Prediction | Cameras:
-        """Depth of the leading `batch.predict_views` views, with or without cameras of all views, or these cameras alone."""
+    def __call__(self, batch: Batch) -> Prediction | Cameras | Rendered:
+        """Depth of the leading `batch.predict_views` views, with or without cameras of all views; or these cameras, or what
+        the target cameras see, alone."""
 
     def eval(self) -> object:
         """Switch to inference."""
@@ -66,6 +71,22 @@ class Diagnosed(Protocol):
 
     def diagnostics(self, prediction: Prediction, batch: Batch) -> Mapping[str, torch.Tensor]:
         """A value for each sample ("b"), by name; NaN where there is nothing to measure."""
+
+
+@runtime_checkable
+class Renders(Protocol):
+    """A system that can render the target views of a batch from what it has predicted."""
+
+    def novel_views(self, prediction: Prediction, batch: Batch) -> Rendered:
+        """What the batch's target cameras see."""
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """A system whose prediction can be shown by more than maps, such as a scene for viewers."""
+
+    def export(self, prediction: Prediction, batch: Batch, folder: Path) -> None:
+        """Write files about the one sample of `batch` to `folder`: the same bytes whenever it is asked."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,9 @@ class _Answer:
     cameras: StoredCameras | None = None
     metric: bool = True
     diagnostics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    rendered: Float32[np.ndarray, "b t 3 h w"] | None = None
+    rendered_depth: Float32[np.ndarray, "b t h w"] | None = None
+    render_seconds: float | None = None
 
 
 @dataclass
@@ -112,6 +136,7 @@ class _Written:
     cameras: list[StoredCameras] = field(default_factory=list)
     diagnostics: dict[str, list[float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    render_seconds: list[float] = field(default_factory=list)
     metric: bool = True
 
 
@@ -143,6 +168,20 @@ def check_methods(suites: Mapping[str, SuiteConfig], methods: Collection[str]) -
             near = difflib.get_close_matches(unknown[0], methods, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"There is: {', '.join(methods)}."
             raise ConfigError(f"suites.{name}.methods: no method {unknown[0]!r} in systems. {hint}")
+
+
+def refined_suites(
+    method: str,
+    suites: Mapping[str, SuiteConfig],
+    systems: Mapping[str, Mapping[str, Any] | None],
+    train: Mapping[str, Mapping[str, Any]],
+) -> set[str]:
+    """The suites in which `method` is wanted by those whose `initial` it is: what they learn from and are tested on."""
+    refining = [name for name, own in systems.items() if (own or {}).get("initial") == method]
+    learnt = {suite for name in refining if name in train for suite in train[name]["train_suites"]}
+    judged = {train[name]["val_suite"] for name in refining if name in train}
+    asked = {name for name, suite in suites.items() if suite.is_test and any(map(suite.asks, refining))}
+    return learnt | judged | asked
 
 
 def asked_suites(
@@ -208,7 +247,7 @@ def source_poses(scenes: Mapping[str, Scene], samples: Sequence[Sample]) -> Floa
         world_T_cam = scenes[sample.scene].world_T_cam
         if world_T_cam is None:
             raise DataError(f"{sample.scene} has no poses, so there is no mean pose. Leave mean_pose out of the suite.")
-        views = world_T_cam[list(sample.views)]
+        views = world_T_cam[list(sample.given)]
         poses.append(np.linalg.inv(views[0]) @ views[1:])
     return np.concatenate(poses)
 
@@ -238,6 +277,8 @@ def training_feed(suite: Suite, initial: Path | None, labels: Path | None = None
     if initial is not None:
         start = read_for(initial / suite.name, list(suite.samples), suite_fingerprint(suite.config))
     feed = _feed(suite, start, None, None)
+    if start is not None and not start.about.metric:
+        feed = replace(feed, initial_scale=true_scales(suite.scenes, suite.samples, start.maps))
     if isinstance(suite.config.sources, ByClip):
         feed = replace(feed, clip=suite.config.sources)
     if labels is None:
@@ -280,13 +321,17 @@ def predict(
     The system, already on `device`, sees what its `inputs` name and nothing else. `initial` is the folder of the method
     whose depth it refines (for inputs with initial_depth), `constants` holds a Constant for each data set (for inputs with
     constant_depth), `poses` a MeanPose for each suite (constant_pose). A method is an oracle when it, or the method it refines,
-    reads the truth; it does not know the scale when it says so of any sample (`internals["scale_known"]`). Raises DataError
+    reads the truth; it does not know the scale when it says so of any sample (`internals["scale_known"]`). A system that
+    Renders is asked for the target views of samples that have any; one that Exports writes its files for the middle sample
+    of the first suite with such samples. Raises DataError
     naming the sample for a prediction that is NaN, infinite, negative or of another shape, or a camera that is none,
     ConfigError when something it reads is missing.
     """
     system.eval()
     workers = (os.cpu_count() or 1) if torch.device(device).type == "cpu" else 1
     seconds: dict[str, float] = {}
+    rendering: dict[str, float] = {}
+    exported = next((suite.name for suite in suites if suite.samples[0].targets), None)
     with atomic_folder(out) as temporary:
         for suite in suites:
             start = _initial(system, method, suite, initial)
@@ -303,10 +348,14 @@ def predict(
             about = replace(about, metric=start is None or start.about.metric)
             feed = _feed(suite, start, constant, pose)
             answer = _system_answer(system, method, feed, torch.device(device))
-            seconds[suite.name] = _write_suite(
-                temporary / suite.name, about, suite, answer, batch_size=batch_size, workers=workers
-            )
-        write_cost(temporary, Cost(seconds, _parameters(system), memory_gb()))
+            folder = temporary / suite.name
+            written = _write_suite(folder, about, suite, answer, batch_size=batch_size, workers=workers)
+            seconds[suite.name] = float(np.median(written.seconds))
+            if written.render_seconds:
+                rendering[suite.name] = float(np.median(written.render_seconds))
+            if suite.name == exported and isinstance(system, Exports):
+                _export(system, feed, torch.device(device), folder)
+        write_cost(temporary, Cost(seconds, _parameters(system), memory_gb(), rendering))
     return seconds
 
 
@@ -324,7 +373,8 @@ def predict_files(folder: Path, *, suites: Sequence[Suite], out: Path, method: s
             )
             root = folder / suite.config.dataset
             answer = _file_answer(root, suite)
-            seconds[suite.name] = _write_suite(temporary / suite.name, about, suite, answer, batch_size=1)
+            written = _write_suite(temporary / suite.name, about, suite, answer, batch_size=1)
+            seconds[suite.name] = float(np.median(written.seconds))
         write_cost(temporary, Cost(seconds))
     return seconds
 
@@ -410,6 +460,8 @@ def _system_answer(
         seconds = (_now(device) - began) / len(indices)
         if isinstance(said, Cameras):
             return _Answer(None, None, seconds, _cameras(said))
+        if isinstance(said, Rendered):
+            return _Answer(None, None, seconds, **_pictures(said, seconds * len(indices)))
         return _Answer(
             _array(said.depth),
             None if said.confidence is None else _array(said.confidence),
@@ -417,9 +469,34 @@ def _system_answer(
             None if said.cameras is None else _cameras(said.cameras),
             metric=_knows_scale(said),
             diagnostics=_diagnostics(system, said, batch),
+            **_render(system, said, seen, device),
         )
 
     return answer
+
+
+def _render(system: Method, prediction: Prediction, batch: Batch, device: torch.device) -> dict[str, Any]:
+    """What the target cameras see, for an _Answer; nothing where there are none, or the system does not render."""
+    if batch.target_K is None or not isinstance(system, Renders):
+        return {}
+    began = _now(device)
+    with torch.inference_mode():
+        rendered = system.novel_views(prediction, batch)
+    return _pictures(rendered, _now(device) - began)
+
+
+def _pictures(rendered: Rendered, seconds: float) -> dict[str, Any]:
+    depth = None if rendered.depth is None else _array(rendered.depth)
+    each = seconds / max(1, math.prod(rendered.image.shape[:2]))
+    return {"rendered": _array(rendered.image), "rendered_depth": depth, "render_seconds": each}
+
+
+def _export(system: Method, feed: SampleFeed, device: torch.device, folder: Path) -> None:
+    batch = feed.load([shown_sample(len(feed.samples))]).to(device).select(system.inputs)
+    with _one_thread(), torch.inference_mode():
+        said = system(batch)
+        if isinstance(system, Exports) and isinstance(said, Prediction):
+            system.export(said, batch, folder)
 
 
 def _array(tensor: torch.Tensor) -> Float32[np.ndarray, "..."]:
@@ -460,7 +537,7 @@ def _file_answer(root: Path, suite: Suite) -> Callable[[Sequence[int]], _Answer]
 
 
 def _predicted(suite: Suite, sample: Sample) -> tuple[int, ...]:
-    return sample.views[: suite.config.predict_views]
+    return sample.given[: suite.config.predict_views]
 
 
 def _read_map(root: Path, suite: Suite, sample: Sample, view: int) -> Float32[np.ndarray, "h w"]:
@@ -495,7 +572,7 @@ def _write_suite(
     *,
     batch_size: int,
     workers: int = 1,
-) -> float:
+) -> _Written:
     folder.mkdir(parents=True)
     count = len(suite.samples)
     stored = [_stored(suite, sample) for sample in suite.samples]
@@ -513,7 +590,7 @@ def _write_suite(
         write_cameras(folder, _joined(written.cameras))
     if written.diagnostics:
         write_diagnostics(folder, written.diagnostics)
-    return float(np.median(written.seconds))
+    return written
 
 
 def _answers(answer: Callable[[Sequence[int]], _Answer], chunks: Sequence[range], workers: int) -> Iterator[_Answer]:
@@ -524,31 +601,54 @@ def _answers(answer: Callable[[Sequence[int]], _Answer], chunks: Sequence[range]
     if workers == 1:
         yield from map(answer, chunks)
         return
+    pool = ThreadPoolExecutor(workers)
+    with _one_thread():
+        try:
+            yield from pool.map(answer, chunks)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(answer, chunks)
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
 def _stored(suite: Suite, sample: Sample) -> StoredSample:
     names = suite.scenes[sample.scene].view_names
-    return StoredSample(sample.scene, sample.views, tuple(names[view] for view in sample.views))
+    context = sample.context if sample.targets else None
+    return StoredSample(sample.scene, sample.views, tuple(names[view] for view in sample.views), context)
 
 
 def _open_stacks(folder: Path, got: _Answer, count: int, closing: ExitStack) -> dict[str, StackFile]:
-    stacks = {name: StackFile(folder / f"{name}.npy", (count, *maps.shape[1:])) for name, maps in _maps(got).items()}
+    stacks = {
+        name: StackFile(folder / f"{name}.npy", (count, *maps.shape[1:]), dtype=maps.dtype.str)
+        for name, maps in _maps(got).items()
+    }
     for stack in stacks.values():
         closing.callback(stack.close)
     return stacks
 
 
-def _maps(got: _Answer) -> dict[str, Float32[np.ndarray, "b p h w"]]:
-    maps = {"depth": got.depth, "confidence": got.confidence}
+def _maps(got: _Answer) -> dict[str, np.ndarray]:
+    """What of an answer goes into stacks, by their names, as they hold it."""
+    pictures = None if got.rendered is None else _in_8_bit(got.rendered)
+    maps = {
+        "depth": got.depth,
+        "confidence": got.confidence,
+        "rendered": pictures,
+        "rendered_depth": got.rendered_depth,
+    }
     return {name: values for name, values in maps.items() if values is not None}
+
+
+def _in_8_bit(pictures: Float32[np.ndarray, "b t 3 h w"]) -> UInt8[np.ndarray, "b t h w 3"]:
+    return np.ascontiguousarray(np.rint(255 * pictures).astype(np.uint8).transpose(0, 1, 3, 4, 2))
 
 
 def _append(written: _Written, got: _Answer, about: About, count: int) -> None:
@@ -567,6 +667,7 @@ def _append(written: _Written, got: _Answer, about: About, count: int) -> None:
     for name, measured in got.diagnostics.items():
         written.diagnostics.setdefault(name, []).extend(measured)
     written.seconds += [got.seconds] * count
+    written.render_seconds += [] if got.render_seconds is None else [got.render_seconds] * count
     written.metric &= got.metric
 
 
@@ -583,23 +684,38 @@ def _joined(cameras: Sequence[StoredCameras]) -> StoredCameras:
 
 def _refuse_bad(got: _Answer, suite: Suite, labels: Sequence[str]) -> None:
     size = suite.scenes[suite.samples[0].scene].images.shape[1:3]
-    expected = (len(labels), suite.config.predict_views, *size)
+    predicted, targets = (len(labels), suite.config.predict_views), (len(labels), len(suite.samples[0].targets))
+    metres = "metres, 0 where the method abstains"
     if got.cameras is not None:
-        _refuse_bad_cameras(got.cameras, len(suite.samples[0].views), labels)
-    for name, maps in _maps(got).items():
-        top = math.inf if name == "depth" else 1.0
-        if maps.shape != expected:
-            raise DataError(
-                f"{labels[0]}: {name} has shape {maps.shape}; expected {expected} (samples, views, height, width)."
-            )
-        bad = ~(np.isfinite(maps) & (maps >= 0) & (maps <= top)).all(axis=(1, 2, 3))
-        if bad.any():
-            worst = maps[int(np.argmax(bad))]
-            unit = "metres, 0 where the method abstains" if name == "depth" else "0 to 1"
-            raise DataError(
-                f"{labels[int(np.argmax(bad))]}: {name} has values between {worst.min()} and {worst.max()}; expected finite "
-                f"values, {unit}. Nothing was written."
-            )
+        _refuse_bad_cameras(got.cameras, len(suite.samples[0].given), labels)
+    _refuse_bad_maps("depth", got.depth, (*predicted, *size), labels, top=math.inf, unit=metres)
+    _refuse_bad_maps("confidence", got.confidence, (*predicted, *size), labels)
+    _refuse_bad_maps("rendered image", got.rendered, (*targets, 3, *size), labels)
+    _refuse_bad_maps("rendered depth", got.rendered_depth, (*targets, *size), labels, top=math.inf, unit=metres)
+
+
+def _refuse_bad_maps(
+    name: str,
+    maps: Float32[np.ndarray, "..."] | None,
+    expected: tuple[int, ...],
+    labels: Sequence[str],
+    *,
+    top: float = 1.0,
+    unit: str = "0 to 1",
+) -> None:
+    """DataError naming the first sample with values that are not finite or not within 0 and `top`; None passes."""
+    if maps is None:
+        return
+    if maps.shape != expected:
+        axes = "samples, views, height, width" if len(expected) == 4 else "samples, targets, 3, height, width"
+        raise DataError(f"{labels[0]}: {name} has shape {maps.shape}; expected {expected} ({axes}).")
+    bad = ~(np.isfinite(maps) & (maps >= 0) & (maps <= top)).reshape(len(labels), -1).all(axis=1)
+    if bad.any():
+        worst = maps[int(np.argmax(bad))]
+        raise DataError(
+            f"{labels[int(np.argmax(bad))]}: {name} has values between {worst.min()} and {worst.max()}; expected finite "
+            f"values, {unit}. Nothing was written."
+        )
 
 
 def _refuse_bad_cameras(cameras: StoredCameras, views: int, labels: Sequence[str]) -> None:
