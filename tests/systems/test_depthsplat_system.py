@@ -103,16 +103,20 @@ def test_the_loss_is_that_of_what_targets_see() -> None:
     made, context = system().eval(), split()
     prediction = made(context)
     found = made.loss(prediction, context)
-    picture = made.render(
+    seen = made.render(
         gaussians_of(prediction), context.target_K, context.cam0_T_target, SIZE, nearest=context.depth_range[:, 0]
-    ).colour
+    )
+    picture = seen.colour
     assert set(found) == {"image", "total"}
     assert found["image"].item() == pytest.approx((picture - context.target_image).square().mean().item(), rel=1e-5)
     without = replace(context, target_image=None)
     assert made.loss(prediction, without)["image"].item() != found["image"].item()
     rendered = made.novel_views(prediction, context.select(made.inputs))
     torch.testing.assert_close(rendered.image, picture.clamp(0, 1))
-    assert rendered.depth is not None and rendered.depth.shape == (2, 2, *SIZE)
+    # Metres, not metres times how much is covered.
+    assert (seen.alpha < 0.9).any()
+    covered = seen.alpha > 0.5
+    torch.testing.assert_close(rendered.depth, torch.where(covered, seen.depth / seen.alpha.clamp(min=0.5), 0.0))
     with pytest.raises(DataError, match="no target cameras"):
         made.novel_views(prediction, replace(context, target_K=None))
 

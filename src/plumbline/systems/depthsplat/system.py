@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from plumbline.errors import DataError
 from plumbline.rendering import cameras as framing
 from plumbline.rendering.cameras import Cameras
 from plumbline.rendering.gaussians import Gaussians
+from plumbline.rendering.orbit import orbit, to_8_bit, write_movie
+from plumbline.rendering.ply import write_gaussians
 from plumbline.rendering.render import Rendering, render
 from plumbline.rendering.rules import GSPLAT, OFFICIAL
 from plumbline.systems.augment import augment
@@ -24,6 +27,9 @@ from plumbline.systems.records import Batch, Prediction, Rendered
 
 # Nothing nearer than this share of the nearest depth is drawn, as in the decoder that published weights were trained with.
 NEAR_SHARE = 0.2
+# An opacity that no picture shows: rasterisers leave it out.
+FAINTEST = 1 / 255
+ORBIT_FRAMES = 24
 _FINAL, _INTERMEDIATE = "gaussian_", "intermediate_gaussian_"
 
 
@@ -119,12 +125,36 @@ class System(nn.Module):
             return render(gaussians, Cameras(K, cam0_T_cam, near), size, backend=self.config.backend, rules=rules)
 
     def novel_views(self, prediction: Prediction, batch: Batch) -> Rendered:
-        """What the batch's target cameras see; DataError without such cameras, or without Gaussians."""
-        if batch.target_K is None or batch.cam0_T_target is None:
-            raise DataError("depthsplat: this batch has no target cameras to render. Use samples with target views.")
+        """What the batch's target cameras see, depth where they are covered by half or more.
+
+        DataError without such cameras, or without Gaussians.
+        """
+        K, cam0_T_target = _present(batch.target_K), _present(batch.cam0_T_target)
         size, nearest = (batch.image.shape[-2], batch.image.shape[-1]), _range(batch)[:, 0]
-        seen = self.render(gaussians_of(prediction), batch.target_K, batch.cam0_T_target, size, nearest=nearest)
-        return Rendered(seen.colour.clamp(0, 1), seen.depth)
+        seen = self.render(gaussians_of(prediction), K, cam0_T_target, size, nearest=nearest)
+        return Rendered(seen.colour.clamp(0, 1), seen.expected_depth())
+
+    def diagnostics(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """`gaussians`: how many of each sample's can be seen at all, with an opacity above 1/255; {} without Gaussians."""
+        if not self.config.gaussians:
+            return {}
+        return {"gaussians": (gaussians_of(prediction).opacities > FAINTEST).sum(dim=1)}
+
+    def export(self, prediction: Prediction, batch: Batch, folder: Path) -> None:
+        """Write the scene of the batch's one sample, in metres and view 0's frame, and a loop around its first target camera.
+
+        They are `gaussians.ply` and `orbit.gif`. DataError without target cameras, or without Gaussians.
+        """
+        gaussians, seen = gaussians_of(prediction), self.novel_views(prediction, batch)
+        depth = _present(seen.depth)[0, 0]
+        distance = float(depth[depth > 0].median()) if depth.any() else float(_range(batch)[0].mean())
+        around = orbit(_present(batch.cam0_T_target)[0, 0].double().cpu().numpy(), distance, ORBIT_FRAMES)
+        poses = torch.from_numpy(np.stack(list(around))).to(depth)[None]
+        K = _present(batch.target_K)[:, :1].expand(-1, ORBIT_FRAMES, -1, -1)
+        size = (depth.shape[-2], depth.shape[-1])
+        frames = self.render(gaussians, K, poses, size, nearest=_range(batch)[:, 0]).colour[0]
+        write_gaussians(folder / "gaussians.ply", gaussians)
+        write_movie(folder / "orbit.gif", [to_8_bit(frame) for frame in frames])
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """A geometry-true variation of a training batch."""
@@ -209,6 +239,12 @@ def _seen(batch: Batch) -> _Seen:
     if batch.cam0_T_cam is None:
         raise DataError("depthsplat: this batch has no poses to render from. Train on posed scenes.")
     return _Seen(batch.image, batch.K, batch.cam0_T_cam, batch.mask)
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise DataError("depthsplat: this batch has no target cameras to render. Use samples with target views.")
+    return tensor
 
 
 def _range(batch: Batch) -> Float[Tensor, "b 2"]:
