@@ -5,6 +5,7 @@ from pathlib import Path
 from plumbline.config import EvaluationConfig, SuiteConfig, load_params, section
 from plumbline.evaluation import evaluate, tracked_metrics
 from plumbline.stage import record, run
+from plumbline.systems import load
 
 
 def main(method: str) -> None:
@@ -22,6 +23,8 @@ def main(method: str) -> None:
         bootstrap=config.bootstrap,
         seed=config.seed,
         batch_size=config.batch_size if config.average == "batch_means" else None,
+        # Only this metric needs torch, so only then it is imported.
+        distance=config.lpips and load("depthsplat.lpips").scorer(Path(config.lpips.trunk), Path(config.lpips.heads)),
     )
     record("evaluate", method, params, metrics=tracked_metrics(summary))
 

@@ -203,6 +203,13 @@ class PredictionConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class LpipsFiles(Section):
+    """The weights that LPIPS takes, which do not come with this project."""
+
+    trunk: str = Field(min_length=1, description="torchvision's VGG-16, vgg16-397923af.pth")
+    heads: str = Field(min_length=1, description="vgg.pth of the lpips package")
+
+
 class EvaluationConfig(Section):
     """How scores are made of predictions."""
 
@@ -217,6 +224,9 @@ class EvaluationConfig(Section):
     batch_size: int = Field(default=16, ge=1, description="samples a batch for batch_means")
     bootstrap: int = Field(default=1000, ge=10, description="resamples of the scenes for the 95 % interval")
     seed: int = 0
+    lpips: LpipsFiles | None = Field(
+        default=None, description="weights to measure LPIPS of rendered views; null: it is left out"
+    )
 
 
 class ReportConfig(Section):

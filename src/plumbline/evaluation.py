@@ -1,19 +1,22 @@
 """Scores from files: `predictions/<method>` against the canonical truth, written to `scores/<method>`.
 
-Protocol: view 0 of every sample; truth inside the suite's caps and the data set's mask; three alignments, of which `none` is the
+Protocol: view 0 of every sample, in suites with target views all views that were predicted, of which a sample's row has the
+mean; truth inside the suite's caps and the data set's mask; three alignments, of which `none` is the
 headline, but `median` for a method that does not know the scale, for which `none` is not measured; metrics per sample, mean
 over the samples of a scene, then mean over scenes, so that long scenes weigh no more than short ones (to repeat published
 figures: DELTAS' means of batches); 95 % interval by bootstrap over scenes. Region `all` is every valid pixel; region `common`
 keeps the pixels on which a reference method (the classical baseline) speaks, so that a method that abstains is compared on
-equal ground. Predicted cameras are scored beside (`plumbline.camera_scores`).
+equal ground. Predicted cameras and rendered views are scored beside (`plumbline.camera_scores`, `plumbline.view_scores`).
 """
 
 import csv
 import io
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,12 @@ from plumbline.config import SuiteConfig
 from plumbline.data.canonical import read_scene
 from plumbline.errors import DataError
 from plumbline.files import atomic_folder, read_json, write_json
+from plumbline.image_metrics import VIEW_METRICS
 from plumbline.metrics import ERRORS, MEDIAN, METRICS, Row, ause, check_values, measure, sparsification, valid_mask
 from plumbline.records import Scene
 from plumbline.stored import About, Predictions, StoredSample, read_cost, read_predictions, suite_fingerprint
+from plumbline.view_scores import Distance, ViewRow, score_views, write_view_rows
+from plumbline.view_scores import scene_means as view_means
 
 COLUMNS = (*METRICS, "ause")
 REGION = "all"
@@ -37,6 +43,10 @@ OVERFIT = "overfit"
 _KEYS = ("sample", "scene", "views", "region", "alignment", "valid", "compared")
 _BLOCK = 32
 _CURVE_STEPS = 50
+_NO_LPIPS = (
+    "lpips of rendered views is not measured: it needs weights that do not come with this project (evaluation.lpips)."
+)
+_log = logging.getLogger("plumbline")
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class _Block:
-    """Samples whose maps are in memory: prediction, truth, valid pixels, and the pixels of the common region."""
+    """One predicted view of samples, its maps in memory: prediction, truth, valid pixels, and those of the common region."""
 
     first: int
     samples: Sequence[StoredSample]
@@ -84,15 +94,16 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     batch_size: int | None = None,
+    distance: Distance | None = None,
 ) -> dict[str, Any]:
     """Write `out` (scores/<method>) whole and return its summary.
 
     `predictions` is predictions/<method>, `scenes` data/scenes, `common` the predictions of the reference method of the common
     region. Written: `<suite>.csv` (a row for each sample, region and alignment), `<suite>_scenes.csv`, for methods with a
-    confidence `<suite>_sparsification.csv`, for those with cameras `<suite>_cameras.csv`, and `summary.json`; a method that
-    predicts cameras alone has these two only. With `batch_size` the summary's means are `batch_means`, which
-    have no interval. Raises DataError when predictions are missing, belong to another definition of the suite, or give an
-    impossible score.
+    confidence `<suite>_sparsification.csv`, for those with cameras `<suite>_cameras.csv`, for rendered views `<suite>_views.csv`,
+    and `summary.json`; a method without depth has the last ones only. `distance` measures LPIPS; without it there is none.
+    With `batch_size` the summary's means of depth are `batch_means`, which have no interval. Raises DataError when predictions
+    are missing, belong to another definition of the suite, or give an impossible score.
     """
     cost = read_cost(predictions)
     totals = {"parameters": cost.parameters, "peak_memory_gb": cost.peak_memory_gb}
@@ -114,13 +125,19 @@ def evaluate(
             camera_rows, cameras = score_cameras(stored, scenes / suite.dataset)
             if camera_rows:
                 write_camera_rows(temporary / f"{name}_cameras.csv", camera_rows)
+            view_rows = score_views(stored, scenes / suite.dataset, distance)
+            if view_rows:
+                write_view_rows(temporary / f"{name}_views.csv", view_rows)
             summary["suites"][name] = {
                 **_summary(stored, reference, suite, rows, groups, bootstrap=resamples, seed=seed),
                 "cameras": cameras,
+                "views": _view_intervals(view_rows, bootstrap=bootstrap, seed=seed),
                 "seconds": cost.seconds[name],
                 "diagnostics": _medians(stored.diagnostics),
             }
         write_json(temporary / "summary.json", summary)
+    if distance is None and any(scored["views"] for scored in summary["suites"].values()):
+        _log.warning(_NO_LPIPS)
     return summary
 
 
@@ -248,13 +265,14 @@ def oracles_in(methods: Mapping[str, Mapping[str, float]], oracles: Collection[s
 
 
 def _flat(summary: Mapping[str, Any], *, aligned: bool) -> dict[str, float]:
-    """Metric by name from a suite's summary: as predicted, aligned by the median where asked for, and of cameras."""
+    """Metric by name from a suite's summary: as predicted, aligned by the median where asked for, of cameras, of views."""
     regions = summary["regions"].get(REGION, {})
     plain = {name: values["mean"] for name, values in regions.get("none", {}).items() if name in METRICS}
     median = regions.get("median", {}) if aligned else {}
     found = {f"{name}{MEDIAN}": median[name]["mean"] for name in ERRORS if name in median}
     coverage = {"coverage": median["coverage"]["mean"]} if "coverage" in median else {}
-    return {**plain, **found, **coverage, **headlines(summary["cameras"])}
+    views = {name: values["mean"] for name, values in summary["views"].items()}
+    return {**plain, **found, **coverage, **headlines(summary["cameras"]), **views}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -307,38 +325,59 @@ def _score_suite(
     for block in _blocks(stored, reference, suite, folder):
         where, kinds = f"{stored.about.method} {stored.about.suite}", _alignments(stored.about)
         rows += _add_uncertainty(_measure_block(block, suite, where, kinds), block, kinds[0], curves)
-    return rows, dict(curves)
+    return _over_views(rows), dict(curves)
+
+
+def _over_views(rows: Sequence[Scored]) -> list[Scored]:
+    """The rows, those of one sample's views made one: means of what the views have, sums of their pixels."""
+    together: dict[tuple[int, str, str], list[Scored]] = {}
+    for scored in rows:
+        together.setdefault((scored.sample, scored.region, scored.alignment), []).append(scored)
+    return [
+        of if not others else replace(of, row=_mean_row([of.row, *(o.row for o in others)]))
+        for of, *others in together.values()
+    ]
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    found = {name: [row.values[name] for row in rows if name in row.values] for name in COLUMNS}
+    values = {name: float(np.mean(of)) for name, of in found.items() if of}
+    reasons = [row.reason for row in rows if row.reason]
+    # A sample is left out only where none of its views can be compared.
+    reason = reasons[0] if len(reasons) == len(rows) else ""
+    return Row(values, sum(row.valid for row in rows), sum(row.compared for row in rows), reason)
 
 
 def _blocks(stored: Predictions, reference: Predictions | None, suite: SuiteConfig, folder: Path) -> Iterator[_Block]:
     opened: dict[str, Scene] = {}
-    for first in range(0, len(stored.samples), _BLOCK):
+    views = stored.maps.shape[1] if stored.samples[0].targets else 1
+    for first, view in product(range(0, len(stored.samples), _BLOCK), range(views)):
         rows = slice(first, first + _BLOCK)
         samples = stored.samples[rows]
         for sample in samples:
             if sample.scene not in opened:
                 opened[sample.scene] = read_scene(folder / sample.scene)
-        truth, mask = _truth(samples, opened, stored)
+        truth, mask = _truth(samples, opened, stored, view)
         valid = valid_mask(truth, mask=mask, depth_min=suite.depth_min, depth_max=suite.depth_max)
         yield _Block(
             first,
             samples,
-            np.ascontiguousarray(stored.maps[rows, 0]),
+            np.ascontiguousarray(stored.maps[rows, view]),
             truth,
             valid,
-            None if reference is None else valid & (reference.maps[rows, 0] > 0),
-            None if stored.confidence is None else np.ascontiguousarray(stored.confidence[rows, 0]),
+            None if reference is None else valid & (reference.maps[rows, view] > 0),
+            None if stored.confidence is None else np.ascontiguousarray(stored.confidence[rows, view]),
         )
 
 
 def _truth(
-    samples: Sequence[StoredSample], scenes: Mapping[str, Scene], stored: Predictions
+    samples: Sequence[StoredSample], scenes: Mapping[str, Scene], stored: Predictions, place: int
 ) -> tuple[Float32[np.ndarray, "m h w"], Bool[np.ndarray, "m h w"] | None]:
     size = stored.maps.shape[2:]
     depth, mask = np.empty((len(samples), *size), np.float32), np.ones((len(samples), *size), np.bool_)
     masked = False
     for index, sample in enumerate(samples):
-        scene, view = scenes[sample.scene], sample.views[0]
+        scene, view = scenes[sample.scene], sample.given[place]
         if scene.depth is None:
             raise DataError(
                 f"{scene.dataset}/{sample.scene} has no truth, so {stored.about.suite} cannot be evaluated on it."
@@ -368,7 +407,7 @@ def _measure_block(block: _Block, suite: SuiteConfig, where: str, kinds: Sequenc
             measured = measure(aligned, block.truth, mask=chosen, names=names)
             for index, (sample, row) in enumerate(zip(block.samples, measured, strict=True)):
                 named = replace(row, reason=_reason(row, suite, region))
-                views = "+".join(sample.names)
+                views = "+".join(sample.given_names)
                 rows.append(Scored(block.first + index, sample.scene, views, region, kind, named))
     return sorted(rows, key=lambda scored: scored.sample)
 
@@ -438,6 +477,15 @@ def _summary(
         "common_with": None if reference is None else reference.about.method,
         "dropped": [{"sample": s.sample, "scene": s.scene, "views": s.views, "reason": s.row.reason} for s in dropped],
         "regions": regions,
+    }
+
+
+def _view_intervals(rows: Sequence[ViewRow], *, bootstrap: int, seed: int) -> dict[str, dict[str, float | None]]:
+    """{metric: mean over scenes with its interval}; {} where nothing was rendered."""
+    scenes = view_means(rows).values()
+    names = [name for name in VIEW_METRICS if rows and name in rows[0].values]
+    return {
+        name: asdict(interval(np.array([of[name] for of in scenes]), bootstrap=bootstrap, seed=seed)) for name in names
     }
 
 

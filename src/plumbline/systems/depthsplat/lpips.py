@@ -4,12 +4,13 @@ No weights come with this project, and without the true ones there is no LPIPS: 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from plumbline import checkpoint
@@ -25,6 +26,7 @@ UNAVAILABLE = (
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPS = 1e-10
 _log = logging.getLogger("plumbline")
+Picture = UInt8[np.ndarray, "h w 3"]
 
 
 class Lpips(nn.Module):
@@ -72,6 +74,24 @@ def load(trunk: Path | None, heads: Path | None) -> Lpips | None:
             f"lpips_{'trunk' if trunk is None else 'heads'}: not set, but the other file is. Set both, or none."
         )
     return Lpips(_entries(trunk, _trunk_shapes()), _entries(heads, _head_shapes()))
+
+
+def scorer(trunk: Path, heads: Path) -> Callable[[Picture, Picture], float]:
+    """LPIPS as a function of two pictures, for evaluation; the errors of `load`."""
+    distance = load(trunk, heads)
+
+    def score(one: Picture, other: Picture) -> float:
+        images = (torch.from_numpy(x.copy()).permute(2, 0, 1)[None].float() / 255 for x in (one, other))
+        with torch.no_grad():
+            return float(_present(distance)(*images)[0])
+
+    return score
+
+
+def _present(distance: Lpips | None) -> Lpips:
+    if distance is None:
+        raise ConfigError(UNAVAILABLE)
+    return distance
 
 
 def _trunk_shapes() -> dict[str, tuple[int, ...]]:
