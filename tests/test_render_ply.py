@@ -14,8 +14,9 @@ from plumbline.cli import app
 from plumbline.data.canonical import fit, write_scene
 from plumbline.errors import DataError
 from plumbline.records import View
-from plumbline.render_ply import Request, movie_name, orbit, read_cameras, render_command, to_8_bit
+from plumbline.render_ply import Request, movie_name, read_cameras, render_command
 from plumbline.rendering import Cameras, Gaussians, render
+from plumbline.rendering.orbit import orbit, to_8_bit
 from plumbline.rendering.ply import read_gaussians, write_gaussians
 from rendering_scenes import gaussians
 

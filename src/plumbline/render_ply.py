@@ -1,29 +1,27 @@
 """`plumbline render`: pictures and depth of a PLY of Gaussians from given cameras, and a short orbit."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
-from torch import Tensor
+from jaxtyping import Float64
 
 from plumbline.data.canonical import fit, read_scene
 from plumbline.errors import DataError
-from plumbline.files import atomic_path, read_json, write_npy, write_png
+from plumbline.files import read_json, write_npy, write_png
 from plumbline.progress import progress
 from plumbline.records import View
 from plumbline.rendering import Cameras, Gaussians, Rendering, render
+from plumbline.rendering.orbit import orbit, to_8_bit, write_movie
 from plumbline.rendering.ply import read_gaussians
 
 _EXPECTED = (
     'expected {"K": 3x3 or one a camera, in pixels, "world_T_cam": a 4x4 a camera}, optionally "size": [height, width] that '
     'K is for and "names"'
 )
-_ORBIT_FPS = 20
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,6 @@ def _shot(
         return render(gaussians, cameras, size, gaussians.means.new_tensor(request.background), backend=request.backend)  # type: ignore[arg-type]
     except ValueError as error:
         raise DataError(f"{request.ply}: {error}") from error
-
-
-def to_8_bit(colour: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture as files hold it: held to [0, 1], rounded."""
-    return (colour.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def read_cameras(path: Path, size: tuple[int, int] | None) -> Shots:
@@ -177,29 +170,3 @@ def write_orbit(path: Path, gaussians: Gaussians, shots: Shots, request: Request
             frames.append(to_8_bit(_shot(gaussians, shots.K[0], world_T_cam, shots.size, request).colour[0, 0]))
             show(step, {})
     write_movie(path, frames)
-
-
-def write_movie(path: Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
-    """Write pictures as an endless GIF or an MP4, by the name's suffix, atomically."""
-    import imageio.v3 as imageio
-
-    with atomic_path(path) as temporary:
-        if path.suffix.lower() == ".gif":
-            imageio.imwrite(temporary, frames, extension=".gif", duration=1000 / _ORBIT_FPS, loop=0)
-        else:
-            imageio.imwrite(temporary, frames, extension=".mp4", fps=_ORBIT_FPS, plugin="FFMPEG")
-
-
-def orbit(
-    world_T_cam: Float64[np.ndarray, "4 4"], distance: float, frames: int, *, angle: float = math.radians(6)
-) -> Iterator[Float64[np.ndarray, "4 4"]]:
-    """Cameras on a circle of `angle` (radians) about `world_T_cam`, all facing the point `distance` ahead of it."""
-    target = np.array([0.0, 0.0, distance])
-    for phase in 2 * math.pi * np.arange(frames) / frames:
-        place = distance * math.tan(angle) * np.array([math.cos(phase), math.sin(phase), 0.0])
-        forward = (target - place) / np.linalg.norm(target - place)
-        right = np.cross([0.0, 1.0, 0.0], forward)
-        right /= np.linalg.norm(right)
-        cam_T_new = np.eye(4)
-        cam_T_new[:3] = np.stack([right, np.cross(forward, right), forward, place], axis=1)
-        yield world_T_cam @ cam_T_new

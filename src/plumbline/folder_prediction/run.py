@@ -21,8 +21,8 @@ from plumbline.folder_prediction.samples import RawSamples, read_samples, stack_
 from plumbline.metrics import measure, valid_mask
 from plumbline.progress import progress
 from plumbline.records import Sample, View
-from plumbline.render_ply import to_8_bit
 from plumbline.rendering import Gaussians
+from plumbline.rendering.orbit import to_8_bit
 from plumbline.systems.depthsplat.system import gaussians_of
 from plumbline.systems.records import Prediction, Rendered, to_batch
 
