@@ -1,13 +1,10 @@
 """Novel views in the report: tables, the verdict and the sweep over given views, from score files."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from plumbline.config import ByTarget, SuiteConfig
 from plumbline.evaluation import Interval, paired, read_summary
@@ -15,6 +12,7 @@ from plumbline.files import read_json
 from plumbline.report.figures import Chart, Point, sweep
 from plumbline.report.numbers import LARGE, MILLISECONDS, SECONDS, Number, lookup
 from plumbline.report.results import Cell, Line, SuiteResult
+from plumbline.view_scores import read_view_rows, scene_means
 
 # What a metric of rendered views is called on the page, how it is written, and whether higher is better.
 VIEW_COLUMNS = {"psnr": ("PSNR, dB", ".2f", True), "ssim": ("SSIM", ".3f", True), "lpips": ("LPIPS", ".3f", False)}
@@ -22,17 +20,6 @@ VIEW_COLUMNS = {"psnr": ("PSNR, dB", ".2f", True), "ssim": ("SSIM", ".3f", True)
 TRIVIAL = ("mean_colour", "nearest_view")
 # What a method that learns should beat: the given views, moved by depth that is not learnt.
 CLASSICAL = ("warped_view",)
-
-
-@dataclass(frozen=True)
-class ViewRow:
-    """One rendered view of a sample; a metric that is unavailable is absent."""
-
-    sample: int
-    scene: str
-    views: str
-    target: str
-    values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -209,33 +196,6 @@ def view_verdicts(
     return found
 
 
-def read_view_rows(path: Path) -> list[ViewRow]:
-    """Read back `scores/<method>/<suite>_views.csv`; [] where there is none, for most methods render nothing."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        records = list(csv.DictReader(stream))
-    return [
-        ViewRow(
-            *(int(r["sample"]), r["scene"], r["views"], r["target"]),
-            {name: float(r[name]) for name in VIEW_COLUMNS if r[name]},
-        )
-        for r in records
-    ]
-
-
-def scene_psnr(rows: Sequence[ViewRow]) -> dict[str, dict[str, float]]:
-    """{scene: {"psnr": mean}}: over the targets of a sample, then over the samples of a scene."""
-    by_scene: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        if "psnr" in row.values:
-            by_scene.setdefault(row.scene, {}).setdefault(row.sample, []).append(row.values["psnr"])
-    return {
-        scene: {"psnr": float(np.mean([np.mean(values) for values in samples.values()]))}
-        for scene, samples in by_scene.items()
-    }
-
-
 def views_file(method: str, suite: str) -> str:
     """The file with a method's row for each rendered view, below the root."""
     return f"scores/{method}/{suite}_views.csv"
@@ -321,7 +281,7 @@ def _compare(root: Path, suite: NovelSuite, system: str, other: str, *, bootstra
     numbers = [line.number("psnr") for m in (system, other) if (line := suite.line(m)) is not None]
     ours, theirs = (number for number in numbers if number is not None)
     files = [views_file(method, suite.name) for method in (system, other)]
-    means = [scene_psnr(read_view_rows(root / file)) for file in files]
+    means = [scene_means(read_view_rows(root / file)) for file in files]
     found = paired(means[0], means[1], "psnr", bootstrap=bootstrap, seed=seed)
     sources = " ".join(f"{file}#psnr" for file in files)
     low, high = (

@@ -11,10 +11,11 @@ from plumbline.config import SuiteConfig
 from plumbline.data.canonical import read_scene
 from plumbline.records import Scene
 from plumbline.report.chosen import Tile, places
-from plumbline.report.novel import ViewRow, read_view_rows, views_file
+from plumbline.report.novel import views_file
 from plumbline.report.numbers import Number, pointer
 from plumbline.report.pictures import colour_map, movie, picture
 from plumbline.stored import Predictions, StoredSample, read_predictions, shown_sample
+from plumbline.view_scores import ViewRow, read_view_rows
 
 RULE = "highest, middle and lowest PSNR of the system over the samples of the suite; of equals, the first"
 # Shown beside a system, where they render: what it must beat by more than a trifle.
