@@ -14,7 +14,7 @@ import torch
 
 from plumbline import checkpoint
 from plumbline.distributed import Group
-from plumbline.errors import ConfigError, DataError
+from plumbline.errors import ConfigError, DataError, PlumblineError
 from plumbline.files import read_json
 from plumbline.systems.records import Batch, Prediction
 from plumbline.training import (
@@ -337,7 +337,7 @@ def test_two_runs_at_once_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("plumbline.training.PATIENCE_S", 0.01)
     with (
         FileLock(tmp_path / "scratch.lock"),
-        pytest.raises(ConfigError, match="another process is still training this very run"),
+        pytest.raises(PlumblineError, match=r"this very run .* is being trained by another process"),
     ):
         run(tmp_path)
 

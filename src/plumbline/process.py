@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from types import FrameType
 
 from plumbline.errors import PlumblineError
 
+LOG = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -30,14 +32,22 @@ def prepare() -> None:
 
 
 @contextlib.contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; PlumblineError saying `what` another process is doing where one holds it."""
+def only_one(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`; PlumblineError saying `what` is being done where another process holds it.
+
+    With `patience` (seconds; below 0: without end) a line says so, and the other one is waited for first.
+    """
     # Imported late: a stage should start its work at once.
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
-    try:
+    with contextlib.suppress(Timeout):
         lock.acquire(timeout=0)
+    try:
+        if not lock.is_locked:
+            if patience:
+                LOG.warning("%s by another process; waiting for it (%s)", what, path)
+            lock.acquire(timeout=patience)
     except Timeout as error:
         raise PlumblineError(f"{what} by another process. Wait for it, or end it first.") from error
     try:

@@ -18,7 +18,6 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Bool, Float64
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from plumbline.distributed import Group, join
 from plumbline.errors import ConfigError, DataError, PlumblineError
 from plumbline.feed import Feed
 from plumbline.files import atomic_folder, sha256_file, write_json
-from plumbline.process import StopRequest, stop_on_signal
+from plumbline.process import StopRequest, only_one, stop_on_signal
 from plumbline.progress import Show, memory_gb, progress
 from plumbline.systems.records import Batch, Prediction
 
@@ -267,25 +266,14 @@ def run_fingerprint(
 
 @contextlib.contextmanager
 def locked(scratch: Path, group: Group) -> Iterator[None]:
-    """Hold `scratch` for this run alone. Waits a minute for a run that is just ending, then ConfigError."""
+    """Hold `scratch` for this run alone. Waits a minute for a run that is just ending, then PlumblineError."""
     if not group.is_main:
         group.barrier()
         yield
         return
     scratch.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(scratch.with_name(f"{scratch.name}.lock"))
-    try:
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=0)
-        if not lock.is_locked:
-            print(f"waiting for another process that trains this very run ({scratch})", file=sys.stderr)
-        lock.acquire(timeout=PATIENCE_S)
-    except Timeout as error:
-        raise ConfigError(
-            f"{scratch}: another process is still training this very run (same parameters, code and data). "
-            "Wait for it or end it, then run the same command again."
-        ) from error
-    with lock:
+    what = f"{scratch}: this very run (same parameters, code and data) is being trained"
+    with only_one(scratch.with_name(f"{scratch.name}.lock"), what, patience=PATIENCE_S):
         group.barrier()
         yield
 

@@ -849,7 +849,7 @@ def test_second_process_waits_for_the_lock(site: Site, tmp_path: Path, caplog: p
     assert site.asked == []
     lock.release()
     waiting.join(timeout=10)
-    assert "another process is fetching these files" in caplog.text
+    assert "box: these files are being fetched by another process; waiting" in caplog.text
     assert content(source, tmp_path, "a.bin") == BLOB
 
 

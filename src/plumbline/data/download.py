@@ -8,14 +8,12 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-import filelock
 from pydantic import ValidationError
 
 from plumbline.data import progress as progress_display
@@ -41,6 +39,7 @@ from plumbline.data.sources import matches as path_matches
 from plumbline.data.transfer import Client, Wanted, fetch_file, fetch_page, remote_size
 from plumbline.errors import ConfigError, DataError
 from plumbline.files import atomic_folder, read_json, sha256_file, write_json
+from plumbline.process import only_one
 
 __all__ = ["Manifest", "Source", "fetch", "raw_folder", "read_manifest", "verify", "write_manifest"]
 
@@ -70,7 +69,8 @@ def fetch(dataset: str, source: Source, *, root: Path, progress: bool = True, cl
     if isinstance(source, Terms):
         raise DataError(_terms_message(dataset, source))
     folder, work = raw_folder(dataset, source, root=root), work_folder(dataset, source, root=root)
-    with _locked(work, dataset):
+    work.mkdir(parents=True, exist_ok=True)
+    with only_one(work / "lock", f"{dataset}: these files are being fetched", patience=-1.0):
         complete, known = _read_record(work)
         state = fingerprint(_state(dataset, source))
         job = Job(dataset, folder, work, known, client or Client(), progress)
@@ -143,21 +143,6 @@ def _generate(source: Synthetic, job: Job) -> None:
 def _tell(job: Job, scene: str) -> None:
     if job.progress:
         LOG.info("%s: made %s", job.dataset, scene)
-
-
-@contextmanager
-def _locked(work: Path, dataset: str) -> Iterator[None]:
-    work.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(work / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        LOG.warning("%s: another process is fetching these files; waiting for it (%s)", dataset, lock.lock_file)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _read_record(work: Path) -> tuple[str | None, dict[str, Stamp]]:
