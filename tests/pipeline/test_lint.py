@@ -5,6 +5,7 @@ import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -45,6 +46,7 @@ PLUMBING = {
 BY_NAME = {
     "parse": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py", "data/aerialmd.py", "data/re10k.py"],
     "check_data": ["data/dtu.py", "data/sun3d.py", "data/rgbd.py", "data/aerialmd.py", "data/re10k.py"],
+    "evaluate": ["systems/depthsplat/lpips.py"],
 }
 
 
@@ -109,11 +111,16 @@ def items() -> list[tuple[str, list[str], list[str]]]:
         loop = body.get("foreach", {})
         entries = loop.items() if isinstance(loop, dict) and loop else [("", {})]
         for _, entry in entries:
-            deps = [
-                re.sub(r"\$\{item\.(\w+)\}", lambda m, e=entry: str(e.get(m[1], m[0])), dep) for dep in body["deps"]
-            ]
+            deps = [re.sub(r"\$\{item\.([\w.]+)\}", lambda m, e=entry: _named(e, m), dep) for dep in body["deps"]]
             found.append((name, [entry["code"]] if "code" in entry else [], deps))
     return found
+
+
+def _named(entry: Any, match: re.Match[str]) -> str:
+    """What stands at the match's dotted key of an item's entry; the match itself where nothing does."""
+    for key in match[1].split("."):
+        entry = entry.get(key) if isinstance(entry, dict) else None
+    return match[0] if entry is None else str(entry)
 
 
 def covered(path: str, deps: list[str]) -> bool:
