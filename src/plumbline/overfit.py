@@ -29,7 +29,7 @@ from plumbline.errors import ConfigError, DataError
 from plumbline.overfit_record import rendered_sheet, sample_facts, sheet, write_record
 from plumbline.overfit_verdict import Criteria, NonFinite, Run, State, Verdict, data_is_true, judge
 from plumbline.systems.records import Batch, Prediction, Rendered
-from plumbline.training import Schedule, cpu_threads, step_size
+from plumbline.training import Schedule, cpu_threads, median_ratio, step_size
 
 # What a system sees of a scene, as opposed to its cameras: exchanged to learn whether it looks.
 EVIDENCE = ("image", "initial_depth", "initial_confidence")
@@ -277,7 +277,7 @@ def _step(
     system.train()
     optimizer.zero_grad(set_to_none=True)
     losses = _losses(system, system(batch.select(_inputs(system))), batch)
-    if step == 1:
+    if step == 1 and losses["loss"].isfinite():
         log.unconnected = _unconnected(losses)
     log.stopped_early = not losses["loss"].requires_grad
     if not log.stopped_early:
@@ -325,15 +325,16 @@ def evaluate(system: nn.Module, batch: Batch) -> tuple[State, Answer]:
     """The system in inference on `batch`: losses, depth and rotation error, what its pictures are worth, and its answer."""
     system.eval()
     prediction = system(batch.select(_inputs(system)))
-    rendered = system.novel_views(prediction, batch) if renders(system, batch) else None  # type: ignore[operator]
+    pictures, whole = renders(system, batch), not non_finite_parts(prediction)
+    rendered = system.novel_views(prediction, batch) if pictures and whole else None  # type: ignore[operator]
     losses = {name: float(value) for name, value in _losses(system, prediction, batch).items()}
     # What is to be seen is enough to be trained on; without that nothing but depth is.
-    judged = batch.depth is not None or rendered is None
+    judged = batch.depth is not None or not pictures
     state = State(
         losses,
         depth_error(in_metres(system, prediction, batch), batch) if judged else math.nan,
         rotation_error(prediction, batch),
-        None if rendered is None else psnr(rendered, batch),
+        math.nan if pictures and not whole else None if rendered is None else psnr(rendered, batch),
     )
     return state, Answer(prediction, rendered)
 
@@ -367,15 +368,14 @@ def losses_of_swapped(system: nn.Module, batch: Batch, other: Batch) -> dict[str
 def in_metres(system: nn.Module, prediction: Prediction, batch: Batch) -> Prediction:
     """The prediction in metres: by the system's own rule where it does not know the scale, else by the median.
 
-    The median of true over predicted depth, a sample at a time, is a kindness that hides a wrong scale; the record says so.
+    Bringing each sample's depth to the true median is a kindness that hides a wrong scale; the record says so.
     """
     if not _lacks_scale(prediction):
         return prediction
     if isinstance(system, Unscaled):
         return system.in_metres(prediction, batch)
     depth, mask = _truth(batch, prediction)
-    ratio = torch.where(mask & (prediction.depth > 0), depth / prediction.depth.clamp(min=1e-12), torch.nan)
-    factor = ratio.flatten(1).nanmedian(dim=1).values.nan_to_num(1.0)
+    factor = median_ratio(depth, prediction.depth.double(), mask & (prediction.depth > 0))
     return replace(prediction, depth=prediction.depth * factor[:, None, None, None])
 
 
@@ -439,7 +439,18 @@ def mirrored(batch: Batch) -> Batch:
     return replace(batch, **{name: x.flip(-1) for name, x in seen.items() if x is not None})
 
 
+def non_finite_parts(prediction: Prediction) -> list[str]:
+    """The parts of a prediction that hold values which are not finite."""
+    parts = {"predicted depth": prediction.depth, **prediction.internals}
+    return [
+        name for name, x in parts.items() if torch.is_tensor(x) and x.is_floating_point() and not x.isfinite().all()
+    ]
+
+
 def _losses(system: Any, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+    """Every loss by name, the total as "loss". Of a prediction that cannot be rendered, being NaN, they are not asked for."""
+    if renders(system, batch) and (bad := non_finite_parts(prediction)):
+        return dict.fromkeys([bad[0], "loss"], prediction.depth.new_tensor(math.nan))
     losses: dict[str, Tensor] = system.loss(prediction, batch)
     return {"loss" if name == "total" else name: value for name, value in losses.items()}
 
