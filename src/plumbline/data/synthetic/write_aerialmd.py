@@ -71,6 +71,7 @@ def index(path: Path, scenes: Mapping[str, tuple[list[str], list[tuple[int, int,
         rows += [(number, base + i, base + j, score) for i, j, score in found]
     pairs = np.array(rows, _RECORD) if records else np.array(rows, object).reshape(-1, len(_RECORD))
     with atomic_path(path) as temporary:
+        # The published index has columns of objects, which only a pickle can hold; our reader must be able to cope with them.
         np.savez(
             temporary,
             allow_pickle=True,
