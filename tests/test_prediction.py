@@ -25,7 +25,7 @@ from plumbline.prediction import (
 from plumbline.records import Sample, Scene
 from plumbline.stored import read_cost, read_for, read_predictions, suite_fingerprint
 from plumbline.systems import build
-from plumbline.systems.records import Cameras, Prediction
+from plumbline.systems.records import Cameras, Prediction, Rendered
 
 SIZE = (12, 16)
 
@@ -511,3 +511,155 @@ def test_suites_say_which_methods_answer():
     check_methods(suites, ["vggt", "sweep"])
     with pytest.raises(ConfigError, match=r"suites.towns.methods: no method 'vggt' in systems. Did you mean 'vgg'\?"):
         check_methods(suites, ["vgg", "sweep"])
+
+
+# --- novel views ------------------------------------------------------------------------------------------------------
+
+
+def target_suite(name="rooms_new", **changes):
+    """Two given views and two targets of each sample."""
+    suite = a_suite(name)
+    config = SuiteConfig(dataset="rooms", sources={"kind": "target", "count": 2, "gap": 1, "targets": 2}, **changes)
+    samples = [Sample(scene, (i, i + 2, i + 1, 4), context=2) for scene in suite.scenes for i in (0, 1)]
+    return replace(suite, config=config, samples=samples)
+
+
+class Renderer(System):
+    """Depth as its answer says; its pictures are the first given view, darker from target to target."""
+
+    depth = True
+
+    def novel_views(self, prediction, batch):
+        assert batch.target_image is None and batch.target_mask is None
+        targets = batch.target_K.shape[1]
+        share = 1 / torch.arange(1, targets + 1)[:, None, None, None]
+        shown = torch.full((len(batch.image), targets, *batch.image.shape[-2:]), 2.5)
+        return Rendered(batch.image[:, :1] * share, shown if self.depth else None)
+
+
+RENDERS = {"image", "target_K", "cam0_T_target"}
+
+
+def test_target_views_are_rendered_and_stored_in_their_order(tmp_path):
+    suite, system = target_suite(), Renderer(RENDERS, brightness)
+    predict(system, method="bright", suites=[suite, a_suite()], out=tmp_path / "bright", batch_size=3)
+    stored = read_predictions(tmp_path / "bright" / suite.name)
+    assert stored.rendered.dtype == np.uint8 and stored.rendered.shape == (4, 2, *SIZE, 3)
+    for sample, row, picture in zip(suite.samples, stored.samples, stored.rendered, strict=True):
+        image = suite.scenes[sample.scene].images[sample.views[0]]
+        assert np.array_equal(picture[0], image) and abs(picture[1].astype(float) - image / 2).max() <= 0.5 + 1e-4
+        assert (row.given, row.targets, row.context) == (sample.given, sample.targets, 2)
+    assert (stored.rendered_depth == 2.5).all() and stored.rendered_depth.shape == (4, 2, *SIZE)
+    assert stored.samples[0].label == "room/a/0000+0002>0001+0004"
+    assert stored.depth.shape == (4, 1, *SIZE)
+    cost = read_cost(tmp_path / "bright")
+    assert set(cost.seconds) == {suite.name, "rooms_gap1"} and set(cost.render_seconds) == {suite.name}
+    without = read_predictions(tmp_path / "bright/rooms_gap1")
+    assert without.rendered is None and without.rendered_depth is None and without.samples[0].context is None
+    assert not (tmp_path / "bright/rooms_gap1/rendered.npy").exists()
+
+
+def test_depth_of_rendered_views_is_left_out_where_there_is_none(tmp_path):
+    system = Renderer(RENDERS, brightness)
+    system.depth = False
+    predict(system, method="bright", suites=[target_suite()], out=tmp_path / "bright")
+    stored = read_predictions(tmp_path / "bright/rooms_new")
+    assert stored.rendered is not None and stored.rendered_depth is None
+
+
+@pytest.mark.parametrize("name", ["mean_colour", "nearest_view"])
+def test_a_method_that_only_renders_has_pictures_and_nothing_else(tmp_path, name):
+    suite = target_suite()
+    predict(build(name, {}), method=name, suites=[suite], out=tmp_path / name, batch_size=3)
+    names = {path.name for path in (tmp_path / name / suite.name).iterdir()}
+    assert names == {"samples.json", "rendered.npy"}
+    stored = read_predictions(tmp_path / name / suite.name)
+    assert stored.depth is None and stored.cameras is None and stored.rendered.shape == (4, 2, *SIZE, 3)
+    assert read_cost(tmp_path / name).render_seconds[suite.name] >= 0
+    with pytest.raises(DataError, match="this method predicts rendered views and no depth"):
+        _ = stored.maps
+
+
+def test_warped_views_refine_the_depth_of_another_method(tmp_path):
+    suite = target_suite(predict_views=2)
+    predict(System({"image"}, brightness), method="bright", suites=[suite], out=tmp_path / "bright")
+    system = build("warped_view", {"initial": "bright"})
+    predict(system, method="warped_view", suites=[suite], out=tmp_path / "warped", initial=tmp_path / "bright")
+    stored = read_predictions(tmp_path / "warped" / suite.name)
+    assert stored.about.notes["initial depth"] == "bright" and stored.depth is None
+    assert stored.rendered_depth.shape == stored.rendered.shape[:4] == (4, 2, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda image: image[:, :1], r"rendered image has shape \(4, 1, 3, 12, 16\); expected \(4, 2, 3, 12, 16\)"),
+        (lambda image: image.where(image < 2, image) / 0 * 0, r"rendered image has values between nan"),
+        (lambda image: image + 1.0, "rendered image has values between .* expected finite values, 0 to 1"),
+    ],
+)
+def test_pictures_that_are_none_are_refused(tmp_path, change, said):
+    def answer(batch):
+        return Rendered(change(batch.image[:, :1].repeat(1, 2, 1, 1, 1)))
+
+    with pytest.raises(DataError, match=rf"bright rooms_new room/a/0000\+0002>0001\+0004: {said}"):
+        predict(System(RENDERS, answer), method="bright", suites=[target_suite()], out=tmp_path / "bright")
+    assert not (tmp_path / "bright").exists()
+
+
+def test_depth_of_rendered_views_that_is_none_is_refused(tmp_path):
+    def answer(batch):
+        image = batch.image[:, :1].repeat(1, 2, 1, 1, 1)
+        return Rendered(image, -torch.ones(len(image), 2, *SIZE))
+
+    with pytest.raises(DataError, match=r"rendered depth has values between -1.0 and -1.0"):
+        predict(System(RENDERS, answer), method="bright", suites=[target_suite()], out=tmp_path / "bright")
+
+
+def test_predicted_cameras_are_those_of_given_views(tmp_path):
+    suite = target_suite()
+    predict(build("identity", {}), method="identity", suites=[suite], out=tmp_path / "identity")
+    assert read_predictions(tmp_path / "identity" / suite.name).cameras.cam0_T_cam.shape == (4, 2, 4, 4)
+
+
+def test_predictions_for_other_given_views_are_noticed(tmp_path):
+    suite = target_suite()
+    predict(Renderer(RENDERS, brightness), method="bright", suites=[suite], out=tmp_path / "bright")
+    read_for(tmp_path / "bright" / suite.name, list(suite.samples), suite_fingerprint(suite.config))
+    others = [replace(sample, context=3) for sample in suite.samples]
+    with pytest.raises(DataError, match=r"sample 0 is room/a .* 3 of them given"):
+        read_for(tmp_path / "bright" / suite.name, others, suite_fingerprint(suite.config))
+
+
+class Exporter(Renderer):
+    """Writes what it was asked to show."""
+
+    def export(self, prediction, batch, folder):
+        assert len(batch.image) == len(prediction.depth) == 1 and torch.get_num_threads() == 1
+        np.save(folder / "shown.npy", batch.image[0, 0].numpy())
+
+
+def test_the_middle_sample_of_the_first_suite_with_targets_is_exported(tmp_path):
+    suites = [a_suite(), target_suite(), target_suite("rooms_more")]
+    predict(Exporter(RENDERS, brightness), method="bright", suites=suites, out=tmp_path / "bright")
+    assert [path.parent.name for path in (tmp_path / "bright").rglob("shown.npy")] == ["rooms_new"]
+    shown, sample = np.load(tmp_path / "bright/rooms_new/shown.npy"), suites[1].samples[2]
+    assert np.allclose(shown, suites[1].scenes[sample.scene].images[sample.views[0]].transpose(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("rendered", lambda x: x[:, :1], "rendered.npy is uint8 .4, 1, 12, 16, 3.; expected uint8"),
+        ("rendered", lambda x: x.astype(np.float32), "rendered.npy is float32"),
+        ("rendered_depth", lambda x: x[:2], "rendered_depth.npy is float32 .2, 2, 12, 16.; expected float32"),
+    ],
+)
+def test_damaged_files_of_rendered_views_are_named(tmp_path, name, change, said):
+    predict(Renderer(RENDERS, brightness), method="bright", suites=[target_suite()], out=tmp_path / "bright")
+    path = tmp_path / "bright/rooms_new" / f"{name}.npy"
+    changed = change(np.load(path))
+    path.unlink()
+    np.save(path, changed)
+    with pytest.raises(DataError, match=said):
+        read_predictions(path.parent)
