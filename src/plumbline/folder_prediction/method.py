@@ -109,10 +109,9 @@ def load_method(
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no system {name!r}.{hint} There is: {', '.join(known)}.")
-    if name in systems.CAMERAS_ONLY:
-        raise ConfigError(
-            f"{name} predicts cameras and no depth, so there are no depth maps to write. Name another system."
-        )
+    if name in systems.CAMERAS_ONLY | systems.VIEWS_ONLY:
+        what = "predicts cameras" if name in systems.CAMERAS_ONLY else "renders novel views"
+        raise ConfigError(f"{name} {what} and no depth, so there are no depth maps to write. Name another system.")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "--device cuda: torch finds no GPU here. Leave --device out, or check the driver and torch's build."
