@@ -5,7 +5,7 @@
 | `small` | 38.3 M | ViT-S, one scale: the published small model for 256x256; with `stride: 8` (38.4 M) that for 448x768 |
 | `base` | 120.7 M | ViT-B, two scales: the published base model for 256x256; with `stride: 8` (120.9 M) those for larger images |
 | `large` | 354.3 M | ViT-L, two scales: the published large model for 256x256 |
-| `tiny` | 0.9 M | the same layers, far narrower, a ViT of four blocks on 8x8 patches: trains on two CPU cores at 64x80 |
+| `tiny` | 0.9 M | far narrower, a ViT of four blocks on 8x8 patches, costs that vote: learns on a CPU core in minutes |
 
 `gaussians: false` leaves out what makes Gaussians of depth: the released depth-only models are `small` and `base` with
 `stride: 8` and without Gaussians. Height and width of images must be multiples of four times the stride.
