@@ -6,6 +6,7 @@ True weights are no part of the project; random ones test the arithmetic, and ar
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,3 +100,19 @@ def test_files_that_do_not_fit_are_named(files: tuple[Path, Path], tmp_path: Pat
         lpips.load(files[0], files[0])
     with pytest.raises(DataError, match="no such file"):
         lpips.load(tmp_path / "absent.pth", files[1])
+
+
+def test_a_scorer_takes_pictures_of_files(files: tuple[Path, Path]) -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 256, (32, 40, 3), dtype=np.uint8) for _ in range(2))
+    score = lpips.scorer(*files)
+    expected = slow(files, *(torch.from_numpy(x).permute(2, 0, 1)[None] / 255 for x in (one, other)))
+    assert score(one, other) == pytest.approx(float(expected[0].detach()), rel=1e-4)
+    assert score(one, one) == 0
+
+
+def test_a_scorer_without_weights_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        lpips.scorer(tmp_path / "absent.pth", files[1])
+    with pytest.raises(DataError, match="no weights for LPIPS"):
+        lpips.scorer(files[1], files[0])

@@ -2,14 +2,17 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
 import pytest
 import torch
 from torch import Tensor
 
 from plane_scene import scene
 from plumbline.errors import DataError
+from plumbline.rendering.ply import read_gaussians
 from plumbline.systems.depthsplat import Config, System, losses
 from plumbline.systems.depthsplat.gaussians import OFFSET, OPACITY, ROTATION, adapt
 from plumbline.systems.depthsplat.system import gaussians_of, normalised
@@ -225,3 +228,36 @@ def test_pictures_alone_teach_depth() -> None:
         values.append(loss.item())
     made.eval()
     assert values[-1] < 0.6 * values[0] and error() < 0.7 * first
+
+
+def test_gaussians_that_can_be_seen_are_counted() -> None:
+    made, context = system().eval(), split()
+    prediction = made(context)
+    opacities = prediction.internals["gaussian_opacities"].clone()
+    opacities[:, :7], opacities[0, 7:] = 1 / 256, 0.5
+    opacities[1, 7:] = 0
+    counted = replace(prediction, internals={**prediction.internals, "gaussian_opacities": opacities})
+    assert made.diagnostics(counted, context)["gaussians"].tolist() == [opacities.shape[1] - 7, 0]
+
+
+def test_a_scene_is_exported_as_gaussians_and_an_orbit(tmp_path: Path) -> None:
+    made, context = system().eval(), split().rows(slice(0, 1))
+    with torch.no_grad():
+        prediction = made(context)
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            made.export(prediction, context.select(made.inputs), tmp_path / name)
+        first = made.novel_views(prediction, context).image[0, 0]
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert set(files) == {"gaussians.ply", "orbit.gif"}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    gaussians, read = gaussians_of(prediction), read_gaussians(tmp_path / "one/gaussians.ply")
+    torch.testing.assert_close(read.means, gaussians.means)
+    torch.testing.assert_close(read.opacities, gaussians.opacities, atol=1e-5, rtol=1e-4)
+    frames = imageio.imread(tmp_path / "one/orbit.gif", index=None)
+    assert frames.shape == (24, *SIZE, 3)
+    # The circle is around the target camera: its frames look like what that sees, and not all alike.
+    assert abs(frames.mean(axis=(0, 1, 2)) / 255 - first.mean(dim=(1, 2)).numpy()).max() < 0.1
+    assert (frames[0] != frames[12]).any()
+    with pytest.raises(DataError, match="no target cameras"):
+        made.export(prediction, replace(context, target_K=None, cam0_T_target=None), tmp_path)

@@ -73,25 +73,23 @@ def load(trunk: Path | None, heads: Path | None) -> Lpips | None:
         raise ConfigError(
             f"lpips_{'trunk' if trunk is None else 'heads'}: not set, but the other file is. Set both, or none."
         )
-    return Lpips(_entries(trunk, _trunk_shapes()), _entries(heads, _head_shapes()))
+    return _read(trunk, heads)
 
 
 def scorer(trunk: Path, heads: Path) -> Callable[[Picture, Picture], float]:
     """LPIPS as a function of two pictures, for evaluation; the errors of `load`."""
-    distance = load(trunk, heads)
+    distance = _read(trunk, heads)
 
     def score(one: Picture, other: Picture) -> float:
         images = (torch.from_numpy(x.copy()).permute(2, 0, 1)[None].float() / 255 for x in (one, other))
         with torch.no_grad():
-            return float(_present(distance)(*images)[0])
+            return float(distance(*images)[0])
 
     return score
 
 
-def _present(distance: Lpips | None) -> Lpips:
-    if distance is None:
-        raise ConfigError(UNAVAILABLE)
-    return distance
+def _read(trunk: Path, heads: Path) -> Lpips:
+    return Lpips(_entries(trunk, _trunk_shapes()), _entries(heads, _head_shapes()))
 
 
 def _trunk_shapes() -> dict[str, tuple[int, ...]]:
