@@ -17,9 +17,10 @@ from plumbline.runs import stale_stages
 from smoke_project import Project
 
 pytestmark = pytest.mark.pipeline
-METHODS = ["constant", "median_plane", "plane_sweep", "deltaz", "deltas"]
-TRAINED = ("deltaz", "deltas", "vggt")
+METHODS = ["constant", "median_plane", "plane_sweep", "deltaz", "deltas", "depthsplat"]
+TRAINED = ("deltaz", "deltas", "vggt", "depthsplat")
 SUITES = ["dtu", "sun3d_gap1", "sun3d_gap5", "sun3d_gap10", "sun3d_gap20"]
+NOVEL = ["novel_views", *(f"novel_views_{count}" for count in range(2, 7))]
 METRICS = [
     "abs_rel",
     "abs_diff",
@@ -33,8 +34,13 @@ METRICS = [
     "delta105",
     "coverage",
 ]
-# Where the sample of each gate is from, and how many views it has.
-SAMPLES = {"deltaz": ("dtu", 3), "deltas": ("sun3d", 3), "vggt": ("aerialmd", 2)}
+# Where the sample of each gate is from, how many views it has, and how many of them are to be rendered.
+SAMPLES = {
+    "deltaz": ("dtu", 3, 0),
+    "deltas": ("sun3d", 3, 0),
+    "vggt": ("aerialmd", 2, 0),
+    "depthsplat": ("sun3d", 4, 2),
+}
 ANGLES = {"rotation_error_deg", "translation_error_deg", "auc5", "auc10", "auc30"}
 
 
@@ -48,7 +54,7 @@ def ran(output: str) -> set[str]:
 
 def test_one_command_gives_metrics_and_a_report(project: Project) -> None:
     metrics = metrics_of(project.folder)
-    assert list(metrics) == [*SUITES, "aerialmd", "overfit"]
+    assert list(metrics) == [*SUITES, "aerialmd", *NOVEL, "overfit"]
     for methods in (metrics[suite] for suite in SUITES):
         assert list(methods) == METHODS
         assert all(sorted(values) == sorted(METRICS) for values in methods.values())
@@ -58,6 +64,14 @@ def test_one_command_gives_metrics_and_a_report(project: Project) -> None:
         **dict.fromkeys(("identity", "mean_pose"), ANGLES),
         "vggt": aligned | ANGLES | {"coverage", "focal_error"},
     }
+    views, depth = {"psnr", "ssim"}, set(METRICS)
+    assert {method: set(values) for method, values in metrics["novel_views"].items()} == {
+        **dict.fromkeys(("constant", "plane_sweep"), depth),
+        **dict.fromkeys(("mean_colour", "nearest_view", "warped_view"), views),
+        "depthsplat": depth | views,
+    }
+    shown = {path.name for path in (project.folder / "predictions/depthsplat").glob("*/orbit.gif")}
+    assert shown == {"orbit.gif"} and (project.folder / "predictions/depthsplat/novel_views/gaussians.ply").is_file()
     assert {system: values["passed"] for system, values in metrics["overfit"].items()} == dict.fromkeys(TRAINED, 1.0)
     headline = json.loads((project.folder / "reports/headline.json").read_text())
     assert headline["dtu"]["deltaz"] == metrics["dtu"]["deltaz"]["abs_rel"]
@@ -154,9 +168,10 @@ def test_killed_anywhere_the_next_run_gives_the_same_metrics(project: Project, t
 
 @pytest.mark.parametrize("system", SAMPLES)
 def test_every_system_has_a_sample_and_a_record(project: Project, system: str) -> None:
-    dataset, views = SAMPLES[system]
+    dataset, views, targets = SAMPLES[system]
     described = json.loads((project.folder / "data/pair" / system / "sample/sample.json").read_text())
-    assert described["dataset"] == dataset and [view["role"] for view in described["views"]] == ["context"] * views
+    roles = ["context"] * (views - targets) + ["target"] * targets
+    assert described["dataset"] == dataset and [view["role"] for view in described["views"]] == roles
     folder = project.folder / "runs/overfit" / system
     last = json.loads((folder / "verdict.json").read_text())["run"]["steps"]
     names = {path.name for path in folder.iterdir()}
