@@ -10,6 +10,7 @@ from plumbline.metrics import (
     METRICS,
     ause,
     check_values,
+    is_better_higher,
     measure,
     reference_errors,
     sparsification,
@@ -164,3 +165,12 @@ def test_reversed_confidence_is_worse_than_none():
 
 def test_perfect_depth_has_no_area():
     assert ause(*sparsification(np.zeros(10), np.arange(10.0))) == 0
+
+
+def test_likeness_and_shares_are_better_when_higher_and_errors_when_lower():
+    higher = [
+        name
+        for name in (*METRICS, "auc5", "delta1_median", "psnr", "ssim", "lpips", "focal_error")
+        if is_better_higher(name)
+    ]
+    assert higher == ["delta1", "delta2", "delta3", "delta105", "coverage", "auc5", "delta1_median", "psnr", "ssim"]

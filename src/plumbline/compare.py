@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from plumbline.config import parse_value
 from plumbline.errors import DataError
 from plumbline.files import atomic_path
-from plumbline.metrics import is_share
+from plumbline.metrics import is_better_higher, is_share
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -283,7 +283,7 @@ def _best(name: str, values: Sequence[float | None]) -> int | None:
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if len(set(finite)) < 2:
         return None
-    return values.index(max(finite) if is_share(name) else min(finite))
+    return values.index(max(finite) if is_better_higher(name) else min(finite))
 
 
 def _other_tests(changed: Sequence[str], suites: Sequence[str], experiments: Sequence[Experiment]) -> list[str]:

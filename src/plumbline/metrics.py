@@ -69,8 +69,13 @@ class _Sums:
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric, of depth or of cameras, is a share in [0, 1] that is better when higher; all others are errors."""
+    """Whether a metric, of depth or of cameras, is a share in [0, 1] that is better when higher."""
     return name.removesuffix(MEDIAN) in HIGHER_IS_BETTER or name.startswith("auc")
+
+
+def is_better_higher(name: str) -> bool:
+    """Whether more of a metric is better: shares, and the likeness of rendered views; all others are errors."""
+    return is_share(name) or name in ("psnr", "ssim")
 
 
 def valid_mask(
