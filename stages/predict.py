@@ -10,14 +10,13 @@ SCENES = Path("data/scenes")
 
 
 def main(method: str) -> None:
-    """Predict with `method`: the test suites that ask it, and what other systems learn from that refine its depth."""
+    """Predict with `method`: the test suites that ask it, and all that systems which refine its depth learn from or answer."""
     params = load_params()
     config, own = section(params, "prediction", PredictionConfig), value(params, f"systems.{method}") or {}
     datasets, suites = sections(params, "datasets", DatasetConfig), sections(params, "suites", SuiteConfig)
-    uses = [params["train"][key] for key, x in params["systems"].items() if (x or {}).get("initial") == method]
-    learnt = {suite for use in uses for suite in (*use["train_suites"], use["val_suite"])}
     prediction.check_methods(suites, params["systems"])
-    chosen = prediction.asked_suites(method, suites, learnt)
+    refined = prediction.refined_suites(method, suites, params["systems"], params["train"])
+    chosen = prediction.asked_suites(method, suites, refined)
     opened = [prediction.open_suite(*item, datasets=datasets, scenes=SCENES) for item in chosen.items()]
     out = Path("predictions") / method
     if method == "file":

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from plumbline.config import ByClip
 from plumbline.data.samples import draw, gather, sample_scores
@@ -47,7 +48,8 @@ class SampleFeed:
     """Samples of memory-mapped scenes, with another method's depth where there is one.
 
     `initial_depth` (n, p, h, w), metres, and `initial_confidence` have one row for each sample, in the samples' order;
-    they stay on disk, as the scenes do, until a batch needs them. `constant_depth` is the training split's median depth,
+    they stay on disk, as the scenes do, until a batch needs them. Depth of unknown scale is multiplied by `initial_scale`
+    (n,), see `true_scales`. `constant_depth` is the training split's median depth,
     `constant_pose` (4, 4) the mean pose of a source view over its pairs.
     `keypoint_probability` has a stack f16 (v, h, w) for each scene: a label, for training alone. With `clip` every training
     step draws its views anew, by that rule, from the scenes of the samples.
@@ -57,6 +59,7 @@ class SampleFeed:
     samples: Sequence[Sample]
     initial_depth: np.ndarray | None = None
     initial_confidence: np.ndarray | None = None
+    initial_scale: np.ndarray | None = None
     keypoint_probability: Mapping[str, np.ndarray] | None = None
     constant_depth: float | None = None
     constant_pose: np.ndarray | None = None
@@ -88,7 +91,7 @@ class SampleFeed:
         rows = np.asarray(indices, dtype=np.intp)
         arrays = replace(
             arrays,
-            initial_depth=_rows(self.initial_depth, rows),
+            initial_depth=_scaled(_rows(self.initial_depth, rows), self.initial_scale, rows),
             initial_confidence=_rows(self.initial_confidence, rows),
             keypoint_probability=_views(self.keypoint_probability, samples),
         )
@@ -112,7 +115,7 @@ class SampleFeed:
             images = scene.images.data if isinstance(scene.images, EncodedImages) else scene.images
             labels = None if self.keypoint_probability is None else self.keypoint_probability[name]
             digest.update(_probe((scene.K, scene.world_T_cam, images, scene.depth, scene.mask, labels)))
-        digest.update(_probe((self.initial_depth, self.initial_confidence, self.constant_pose)))
+        digest.update(_probe((self.initial_depth, self.initial_confidence, self.initial_scale, self.constant_pose)))
         return digest.hexdigest()
 
 
@@ -153,6 +156,30 @@ class JoinedFeed:
 
 def _rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
     return None if array is None else np.ascontiguousarray(array[rows])
+
+
+def _scaled(depth: np.ndarray | None, scale: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    return depth if depth is None or scale is None else depth * scale[rows, None, None, None]
+
+
+def true_scales(
+    scenes: Mapping[str, Scene], samples: Sequence[Sample], depth: Float32[np.ndarray, "n p h w"]
+) -> Float32[np.ndarray, " n"]:
+    """What brings each sample's `depth`, of unknown scale, to the true median of its reference view; 1 without truth there.
+
+    It is for learning alone: what refines such depth learns its shape, and at a test its answers have no scale either.
+    """
+    scales = np.ones(len(samples), np.float32)
+    for row, sample in enumerate(samples):
+        scene, reference = scenes[sample.scene], sample.given[0]
+        if scene.depth is None:
+            continue
+        known = (scene.depth[reference] > 0) & (depth[row, 0] > 0)
+        if scene.mask is not None:
+            known &= scene.mask[reference]
+        if known.any():
+            scales[row] = np.median(scene.depth[reference][known]) / np.median(depth[row, 0][known])
+    return scales
 
 
 def _constants(depth: float | None, pose: np.ndarray | None, count: int) -> dict[str, Any]:
