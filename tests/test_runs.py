@@ -62,7 +62,7 @@ ALONE = {
     "code": "src/v",
     "datasets": {"a": "sun3d", "b": "sun3d"},
     "suites": {"a": "sun3d_train", "b": "sun3d_val"},
-    "learns": dict.fromkeys("abc", "src/v"),
+    "learns": dict.fromkeys("abc", "src/shared"),
 }
 
 
@@ -102,11 +102,11 @@ def test_a_system_that_learns_from_suites_alone_keeps_its_places() -> None:
 
     assert item() == ALONE
     assert item(train_suites=["dtu_train"])["datasets"] == {"a": "dtu", "b": "sun3d"}
-    assert item(init_from="/weights.pt")["learns"] == dict.fromkeys("abc", "/weights.pt")
+    assert item(init_from="/weights.pt")["learns"] == {"a": "src/shared", "b": "/weights.pt", "c": "/weights.pt"}
 
 
 def test_a_method_that_the_graph_lacks_is_predicted_and_scored() -> None:
-    item = {"code": "x", "weights": "x", "initial": "x"}
+    item = {"code": "x", "weights": "x", "initial": "x", "shared": "y"}
     stages = {
         "predict": {"foreach": {"a": item}, "do": {}},
         "evaluate": {"foreach": ["a"]},
@@ -114,7 +114,7 @@ def test_a_method_that_the_graph_lacks_is_predicted_and_scored() -> None:
     }
     changed = runs.with_methods({"stages": stages}, ["a", "perturbed", "file"])["stages"]
     assert list(changed["predict"]["foreach"]) == ["a", "perturbed", "file"]
-    assert changed["predict"]["foreach"]["perturbed"]["code"] == "src/plumbline/systems/perturbed.py"
+    assert changed["predict"]["foreach"]["perturbed"] == dict.fromkeys(item, "src/plumbline/systems/perturbed.py")
     assert changed["evaluate"]["foreach"] == ["a", "perturbed", "file"]
     assert changed["report"]["deps"] == ["scores/a", "scores/perturbed", "scores/file"]
     assert list(stages["predict"]["foreach"]) == ["a"]

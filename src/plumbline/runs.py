@@ -114,16 +114,16 @@ def _training_item(name: str, item: Mapping[str, Any], params: Mapping[str, Any]
     suites = list(dict.fromkeys([*config["train_suites"], config["val_suite"]]))
     datasets = list(dict.fromkeys(value(params, f"suites.{suite}.dataset") for suite in suites))
     learns = _learnt(item, datasets, suites)
-    # A place stays with the system's code where there is nothing but suites to learn from.
-    learns += [config["init_from"]] if config.get("init_from") else ([] if learns else [item["code"]])
+    learns += [config["init_from"]] if config.get("init_from") else []
     wanted = {"datasets": datasets, "suites": suites, "learns": learns}
     return {**item, **{kind: _placed(item[kind], found, f"train.{name}: {kind}") for kind, found in wanted.items()}}
 
 
 def _learnt(item: Mapping[str, Any], datasets: Sequence[str], suites: Sequence[str]) -> list[str]:
     first = item["learns"]["a"]
-    if first == item["code"]:
-        return []
+    # Code stays where there is nothing but suites to learn from.
+    if first.startswith("src/"):
+        return [first]
     source = first.rpartition("/")[0]
     return [f"{source}/{part}" for part in (datasets if source == "data/pseudo_labels" else suites)]
 
@@ -145,10 +145,11 @@ def with_methods(graph: Mapping[str, Any], methods: Sequence[str]) -> dict[str, 
     dropped = [method for method in graph["stages"]["predict"]["foreach"] if method not in methods]
     stages = {name: _without(body, dropped) for name, body in graph["stages"].items()}
     items = dict(stages["predict"]["foreach"])
+    places = {place for item in graph["stages"]["predict"]["foreach"].values() for place in item}
     new = [method for method in methods if method not in items]
     for method in new:
         code = f"src/plumbline/systems/{method}.py" if method != "file" else "src/plumbline/prediction.py"
-        items[method] = {"code": code, "weights": code, "initial": code}
+        items[method] = dict.fromkeys(sorted(places), code)
     stages["predict"] = {**stages["predict"], "foreach": items}
     stages["evaluate"] = {**stages["evaluate"], "foreach": [*stages["evaluate"]["foreach"], *new]}
     scores = [f"scores/{method}" for method in new]
