@@ -416,7 +416,7 @@ def _step_size(run: Run) -> list[str]:
 
 def _outcome_lines(run: Run, unmet: Mapping[str, Outcome]) -> list[str]:
     found = []
-    if {"depth_reduction", "abs_rel"} & unmet.keys() and math.isnan(run.trained.depth_error):
+    if {"depth_reduction", "abs_rel"} & unmet.keys() and math.isnan(run.untrained.depth_error):
         found.append(
             "The sample has no true depth to compare with: choose one of a data set that has, or set depth_reduction and abs_rel "
             "to null and ask for psnr."
