@@ -1,6 +1,7 @@
 """`plumbline doctor`: what it says of systems that can be trained, and of those that cannot."""
 
 import math
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -23,7 +24,7 @@ from plumbline.overfit import OverfitConfig
 from plumbline.systems import build
 from plumbline.systems.records import Batch, Prediction
 from plumbline.training import Schedule, TrainConfig
-from test_overfit import DELTAS, DELTAZ
+from test_overfit import DELTAS, DELTAZ, depthsplat, rendered_samples
 from tiny_training import TinySystem
 
 VGGT: dict[str, Any] = {
@@ -112,6 +113,27 @@ def test_zeros_as_input_are_named() -> None:
     zeros = replace(own, image=torch.zeros_like(own.image), initial_depth=torch.zeros_like(own.initial_depth))
     found = examine(subject(made("tiny"), batch=zeros))
     assert [text.split()[4] for text in broken(found)] == ["image", "initial_depth"], broken(found)
+
+
+def test_a_system_that_renders_is_shown_with_its_pictures_and_its_groups_of_step_sizes() -> None:
+    own, _ = rendered_samples()
+    config = CONFIG.model_copy(update={"batch_size": 1, "lr_scales": {"pretrained": 1.0}})
+    found = examine(subject(depthsplat(), "depthsplat", batch=own, config=config))
+    assert not found.broken, broken(found)
+    seen = {entry.name: entry.seen_by for entry in found.entries}
+    assert (seen["target_image"], seen["target_K"], seen["cam0_T_target"]) == ("loss", "network", "network")
+    text = printed(found)
+    assert f"; target views rendered at {found.psnr:.3g} dB." in text and found.psnr > 10
+    groups = re.findall(r"lr 0.0001 x (lr_scales?) (\d+) = (\S+) +(.*), (.*) weights", text)
+    assert [group[:4] for group in groups] == [
+        ("lr_scale", "10", "0.001", "all others"),
+        ("lr_scales", "1", "0.0001", "pretrained"),
+    ]
+    # What is to be seen is enough to learn from.
+    pictures = examine(
+        subject(depthsplat(loss={"lpips": 0.0}), "depthsplat", batch=replace(own, depth=None, mask=None), config=config)
+    )
+    assert not pictures.broken and pictures.depth_error is None and "Target views rendered at" in printed(pictures)
 
 
 class BreaksAt(TinySystem):

@@ -16,15 +16,17 @@ from plane_scene import scene
 from plumbline.data.checks import CheckConfig, check_scene
 from plumbline.data.geometry import invert
 from plumbline.data.pair import Pair
+from plumbline.depth_sheet import coloured, draw_sheet
 from plumbline.errors import ConfigError, DataError, PlumblineError
 from plumbline.feed import SampleFeed
-from plumbline.files import read_json
+from plumbline.files import read_image, read_json
+from plumbline.geometry import invert_intrinsics, pixel_grid
 from plumbline.overfit import OverfitConfig, covering, depth_error, fit_sample, in_metres, mirrored, overfit_pair
-from plumbline.overfit_record import read_verdict, record_files, sheet
+from plumbline.overfit_record import read_verdict, record_files, rendered_sheet, sheet
 from plumbline.overfit_verdict import GUIDE, Criteria, Verdict, judge, numbers, require_passed, summary
 from plumbline.records import Sample, Scene
 from plumbline.systems import build
-from plumbline.systems.records import Batch, Prediction
+from plumbline.systems.records import Batch, Prediction, Rendered
 
 # The data have tests of their own below.
 TRAINING = Criteria(preset="deltaz", data=False)
@@ -45,6 +47,18 @@ DELTAS: dict[str, Any] = {
 }  # fmt: skip
 
 
+# Narrow, and with what it needs to be quick: depth beside the pictures.
+DEPTHSPLAT: dict[str, Any] = {
+    "preset": "tiny", "candidates": 16, "layers": 1, "vit_width": 24, "vit_grid": 6, "dpt_widths": (8, 8, 16, 16),
+    "backbone_widths": (8, 8, 16), "depth_features": 8, "gaussian_features": 8, "gaussian_width": 8, "sh_degree": 0,
+    "loss": {"lpips": 0.0, "optional": ["depth"], "depth": 1.0},
+}  # fmt: skip
+# One plane is soon known by heart, whatever is to be seen: no 10 times the loss without it.
+SPLAT = Criteria(preset="depthsplat", data=False, input_ratio=2.0)
+RENDERING = OverfitConfig(steps=30, lr=6e-3, criteria=SPLAT, device="cpu", threads=1)
+GLIMPSE = RENDERING.model_copy(update={"steps": 3})
+
+
 def samples() -> tuple[Batch, Batch]:
     """A slanted plane whose initial depth is a third too far and wavy, and another one."""
     both = scene(v=2, p=1)
@@ -56,6 +70,28 @@ def samples() -> tuple[Batch, Batch]:
 def deltaz() -> nn.Module:
     torch.manual_seed(0)
     return build("deltaz", DELTAZ)
+
+
+def rendered_samples(size: tuple[int, int] = (32, 48)) -> tuple[Batch, Batch]:
+    """Two views of a slanted plane with a picture on it, and one between them that is to be rendered; and of another plane."""
+    full = scene(2, v=3, p=2, size=size)
+    rays = torch.cat([pixel_grid(size), torch.ones(*size, 1)], dim=-1) @ invert_intrinsics(full.K[0, 0]).T
+    points = full.depth[..., None] * rays + full.cam0_T_cam[:, :, None, None, :3, 3]
+    waves = points * torch.tensor([[[7.0, 9.0, 3.0]], [[4.0, 6.0, 5.0]]])[:, :, None, None]
+    image = (0.5 + 0.4 * torch.sin(waves + 1)).permute(0, 1, 4, 2, 3).contiguous()
+    # In their order along the track: 2, 0, 1; the middle one is the target, and view 2 the reference.
+    moved = full.cam0_T_cam - full.cam0_T_cam[:, 2:] + torch.eye(4)
+    given, target = [2, 1], [0]
+    both = Batch(
+        image[:, given], full.K[:, given], moved[:, given], full.depth_range, full.depth[:, given], full.mask[:, given],
+        target_image=image[:, target], target_K=full.K[:, target], cam0_T_target=moved[:, target], predict_views=2,
+    )  # fmt: skip
+    return both.rows(slice(0, 1)), both.rows(slice(1, 2))
+
+
+def depthsplat(**changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return build("depthsplat", {**DEPTHSPLAT, **changes})
 
 
 class Around(nn.Module):
@@ -175,6 +211,21 @@ def test_vggt_s_criteria_and_the_guide_s_are_of_losses_that_it_has() -> None:
     assert run.unit == "metres, by the true scale of the scene"
 
 
+def splat_gate(system: nn.Module, config: OverfitConfig = GLIMPSE, **changes: Any) -> Verdict:
+    own, other = rendered_samples()
+    run = fit_sample(system, replace(own, **changes), other, config, name="net", seed=0).run
+    return judge("net", config.criteria, check=None, run=run)
+
+
+def test_depthsplat_fits_its_sample_and_what_it_is_not_given() -> None:
+    verdict = splat_gate(depthsplat(), RENDERING)
+    assert verdict.passed, verdict.diagnosis
+    values = {outcome.name: outcome.value for outcome in verdict.criteria}
+    assert values["depth_reduction"] > 20 and values["psnr"] > 31
+    assert numbers(verdict)["overfit/psnr"] == values["psnr"]
+    assert any(line.startswith("Target views (PSNR): 2") for line in verdict.observations)
+
+
 # --- training that went wrong ----------------------------------------------------------------------------------------
 
 
@@ -233,6 +284,86 @@ def test_a_step_size_1000_times_too_large_is_named() -> None:
     assert {"depth_reduction"} <= unmet(verdict)
     assert verdict.diagnosis[0].startswith("The step size is too large (lr 10): ")
     assert verdict.diagnosis[0].endswith("Try a tenth of it.")
+
+
+class DetachedPictures(Around):
+    """Renders what nothing is learnt from."""
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        losses = super().loss(prediction, batch)
+        return losses | {"image": losses["image"].detach(), "total": losses["depth"]}
+
+    def novel_views(self, prediction: Prediction, batch: Batch) -> Rendered:
+        return self.system.novel_views(prediction, batch)
+
+
+class BlindToImages(DetachedPictures):
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        return self.system.loss(prediction, batch)
+
+    def forward(self, batch: Batch) -> Prediction:
+        return super().forward(replace(batch, image=torch.full_like(batch.image, 0.5)))
+
+
+def test_a_part_of_a_rendering_system_that_is_frozen_or_detached_is_named() -> None:
+    system = depthsplat()
+    system.encoder.gaussian_head.requires_grad_(False)
+    assert splat_gate(system).diagnosis[0].startswith("Frozen: encoder.gaussian_head has requires_grad off")
+    verdict = splat_gate(DetachedPictures(depthsplat()))
+    assert {"connected", "gradients"} <= unmet(verdict)
+    assert verdict.diagnosis[0].startswith("Detached: loss image does not depend on any trainable weight")
+
+
+def test_zeros_as_images_and_a_network_blind_to_them_are_named() -> None:
+    own, _ = rendered_samples()
+    zeros = splat_gate(depthsplat(), image=torch.zeros_like(own.image))
+    assert zeros.diagnosis[0].startswith("The input is blank: image has the same value everywhere")
+    blind = splat_gate(BlindToImages(depthsplat()))
+    line = next(line for line in blind.diagnosis if line.startswith("It does not look at its input"))
+    assert "the loss is 1 times as high (depth: " in line and "input_ratio" in unmet(blind)
+
+
+def test_rendering_with_a_step_size_1000_times_too_large_is_named() -> None:
+    verdict = splat_gate(depthsplat(), GLIMPSE.model_copy(update={"lr": 1000 * RENDERING.lr, "steps": 6}))
+    assert {"depth_reduction"} <= unmet(verdict)
+    assert verdict.diagnosis[0].startswith("The step size is too large (lr 6): "), verdict.diagnosis
+
+
+def test_a_rendering_network_whose_weights_are_no_numbers_is_judged_and_not_rendered() -> None:
+    system = depthsplat()
+    nn.init.constant_(system.encoder.gaussian_head[0].weight, math.nan)
+    verdict = splat_gate(system)
+    assert {"finite", "psnr"} <= unmet(verdict)
+    assert verdict.diagnosis[0].startswith("Not finite from the start: gaussian_")
+
+
+def test_pictures_from_cameras_of_another_resolution_stay_poor() -> None:
+    own, _ = rendered_samples()
+    half = own.target_K * torch.tensor([0.5, 0.5, 1.0])[:, None]
+    verdict = splat_gate(depthsplat(), GLIMPSE, target_K=half)
+    assert {"psnr"} <= unmet(verdict)
+    line = next(line for line in verdict.diagnosis if line.startswith("What target cameras see went from "))
+    assert line.endswith("choose targets between them.") and " dB only, expected at least 30: " in line
+
+
+def test_a_psnr_of_nothing_rendered_is_refused_with_what_is_missing() -> None:
+    criteria = TRAINING.model_copy(update={"psnr": 30.0})
+    verdict = gate(deltaz(), SHORT.model_copy(update={"criteria": criteria, "steps": 2}))
+    assert {"psnr"} <= unmet(verdict)
+    assert any(line.startswith("Nothing was rendered: the sample has no target views") for line in verdict.diagnosis)
+
+
+def test_a_sample_without_depth_can_be_held_to_its_pictures_alone() -> None:
+    system = depthsplat(loss={"lpips": 0.0})
+    lenient = Criteria(preset="plain", data=False, depth_reduction=None, psnr=10.0, input_ratio=None)
+    config = GLIMPSE.model_copy(update={"steps": 4, "criteria": lenient})
+    verdict = splat_gate(system, config, depth=None, mask=None, target_mask=None)
+    assert verdict.passed, verdict.diagnosis
+    assert not any("Depth error" in line for line in verdict.observations)
+    asked = config.model_copy(update={"criteria": SPLAT})
+    refused = splat_gate(depthsplat(loss={"lpips": 0.0}), asked, depth=None, mask=None, target_mask=None)
+    assert {"depth_reduction", "input_ratio"} <= unmet(refused)
+    assert any(line.startswith("The sample has no true depth to compare with") for line in refused.diagnosis)
 
 
 def test_a_difference_between_training_and_inference_is_named() -> None:
@@ -387,6 +518,25 @@ def test_depth_is_kept_for_pictures_after_each_logged_step() -> None:
     config = FAST.model_copy(update={"steps": 4, "log_steps": (1, 2, 50)})
     kept = fit_sample(deltaz(), own, other, config, name="net", seed=0).depth
     assert {step: depth.shape for step, depth in kept.items()} == dict.fromkeys((1, 2, 4), (1, 1, 32, 40))
+
+
+def test_the_picture_of_a_step_has_what_was_rendered_beside_what_was_to_be_seen(tmp_path: Any) -> None:
+    own = replace(pair((4, 6, 5)), sample=Sample("room", (0, 1, 2), 2), roles=("context", "context", "target"))
+    colours = own.scene.images[2:].astype(np.float32) / 255
+    rows = rendered_sheet(own, colours + np.float32(0.1), own.scene.depth[2:])
+    assert [(row.title, row.sources) for row in rows] == [("05", ("04", "06"))]
+    given = sheet(own, own.scene.depth[:2])
+    for name, some in (("given", given), ("all", [*given, *rows])):
+        draw_sheet(some, tmp_path / f"{name}.png", method="x")
+    small, large = (read_image(tmp_path / f"{name}.png") for name in ("given", "all"))
+    assert len(large) == len(small) + (len(small) - 36) // 2 and large.shape[1] == small.shape[1]
+    # The error of 0.1 is the middle of a scale up to 0.2, all over the last tile of the row of what was rendered.
+    tile = large[-100, -300:-20]
+    np.testing.assert_array_equal(tile, np.broadcast_to(tile[:1], tile.shape))
+    assert (
+        tile[0].tolist()
+        == coloured(np.full((1, 1), 0.1, np.float32), np.ones((1, 1), bool), (0.0, 0.2), "error")[0, 0].tolist()
+    )
 
 
 def test_pictures_show_every_view_and_grey_where_nothing_was_predicted() -> None:

@@ -16,6 +16,7 @@ from plumbline.errors import ConfigError, DataError
 from plumbline.files import read_image, read_json
 from plumbline.overfit import OverfitConfig
 from plumbline.overfit_stage import Places, run_gate, sample_batch
+from test_overfit import DEPTHSPLAT
 
 SCENES = ["flat/hall", "flat/kitchen"]
 ROOMS = DatasetConfig.model_validate(
@@ -106,6 +107,28 @@ def test_views_that_are_to_be_rendered_are_not_shown(tmp_path: Path) -> None:
     pair = extract_pair(config, datasets={"rooms": ROOMS}, scenes=tmp_path / "scenes", out=tmp_path / "pair/splat")
     batch = sample_batch(pair, frozenset({"image"}))
     assert batch.image.shape[1] == 2 and pair.roles == ("context", "context", "target")
+    assert batch.target_image is not None and batch.target_image.shape == (1, 1, 3, 24, 32)
+    shown = (255 * batch.target_image[0, 0].movedim(0, -1)).round()
+    np.testing.assert_array_equal(shown.numpy(), np.array(pair.scene.images[2], np.float32))
+
+
+def test_a_system_that_renders_is_judged_by_its_target_views_too(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "scenes", "rooms", SCENES)
+    values = {"dataset": "rooms", "sources": {"kind": "target", "gap": 1}, "predict_views": 2, "image_size": [16, 32]}
+    places = Places(tmp_path / "pair/depthsplat", tmp_path / "labels", tmp_path / "runs/overfit/depthsplat")
+    config = PairConfig.model_validate(values)
+    extract_pair(config, datasets={"rooms": ROOMS}, scenes=tmp_path / "scenes", out=places.pair)
+    criteria = {"preset": "depthsplat", "data": False, "depth_reduction": None, "psnr": 1.0, "input_ratio": None}
+    own = {**DEPTHSPLAT, "vit_grid": 4}
+    verdict = gate(places, "depthsplat", own, criteria=criteria, steps=4, log_steps=[1])
+    assert verdict.passed, verdict.diagnosis
+    stored = read_json(places.out / "verdict.json")
+    assert [o["name"] for o in stored["criteria"] if o["name"] == "psnr"] and stored["run"]["trained"]["psnr"] > 1
+    assert "val/psnr" in (places.out / "curve.csv").read_text().splitlines()[0]
+    text = (places.out / "record.md").read_text()
+    assert "| PSNR of targets, dB |" in text and "0002" in text
+    picture = read_image(places.out / "step_4.png").shape
+    assert picture[0] == 3 * (46 + 160) + 36
 
 
 def test_a_system_that_learns_from_labels_gets_those_of_its_views_and_does_without_none(places: Places) -> None:
