@@ -26,7 +26,7 @@ from plumbline.errors import DataError
 from plumbline.files import read_json, read_npy, write_json, write_npy
 from plumbline.records import Sample
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What decides which truth is measured, or who answers, decides no sample: changing it must not ask for new predictions.
 _OTHERS = frozenset({"depth_min", "depth_max", "methods"})
 
