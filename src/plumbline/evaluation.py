@@ -101,7 +101,8 @@ def evaluate(
     `predictions` is predictions/<method>, `scenes` data/scenes, `common` the predictions of the reference method of the common
     region. Written: `<suite>.csv` (a row for each sample, region and alignment), `<suite>_scenes.csv`, for methods with a
     confidence `<suite>_sparsification.csv`, for those with cameras `<suite>_cameras.csv`, for rendered views `<suite>_views.csv`,
-    and `summary.json`; a method without depth has the last ones only. `distance` measures LPIPS; without it there is none.
+    and `summary.json`; a method without depth, or on scenes without truth, has the last ones only. `distance` measures LPIPS;
+    without it there is none.
     With `batch_size` the summary's means of depth are `batch_means`, which have no interval. Raises DataError when predictions
     are missing, belong to another definition of the suite, or give an impossible score.
     """
@@ -110,7 +111,7 @@ def evaluate(
     summary: dict[str, Any] = {"method": method, **totals, "suites": {}}
     with atomic_folder(out) as temporary:
         for name, suite in suites.items():
-            stored = _read(predictions / name, suite)
+            stored = _comparable(_read(predictions / name, suite), scenes / suite.dataset)
             speaks = common is not None and suite.asks(common.name) and stored.depth is not None
             reference = _read(common / name, suite) if common is not None and speaks else None
             rows, curves = _score_suite(stored, reference, suite, scenes / suite.dataset)
@@ -307,6 +308,15 @@ def _read(folder: Path, suite: SuiteConfig) -> Predictions:
             f"{folder} was predicted for another definition of this suite than params.yaml has now. Predict it again."
         )
     return stored
+
+
+def _comparable(stored: Predictions, folder: Path) -> Predictions:
+    """The predictions; without their depth where views were rendered and no scene has truth: then the views alone count."""
+    names = {sample.scene for sample in stored.samples}
+    if stored.rendered is None or any(read_scene(folder / name).depth is not None for name in names):
+        return stored
+    notes = {**stored.about.notes, "depth": "not scored: these scenes have no truth"}
+    return replace(stored, depth=None, confidence=None, about=replace(stored.about, notes=notes))
 
 
 def _score_suite(

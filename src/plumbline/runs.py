@@ -114,7 +114,7 @@ def _training_item(name: str, item: Mapping[str, Any], params: Mapping[str, Any]
     suites = list(dict.fromkeys([*config["train_suites"], config["val_suite"]]))
     datasets = list(dict.fromkeys(value(params, f"suites.{suite}.dataset") for suite in suites))
     learns = _learnt(item, datasets, suites)
-    learns += [config["init_from"]] if config.get("init_from") else []
+    learns += [*config.get("init_partly", ()), *([config["init_from"]] if config.get("init_from") else [])]
     wanted = {"datasets": datasets, "suites": suites, "learns": learns}
     return {**item, **{kind: _placed(item[kind], found, f"train.{name}: {kind}") for kind, found in wanted.items()}}
 

@@ -97,6 +97,11 @@ class TrainConfig(BaseModel):
     loaders: int | None = Field(default=None, ge=0, description="threads that load ahead; null: 4 on a GPU, else none")
     train_suites: tuple[str, ...] = Field(default=("dtu_train",), min_length=1, description="suites to learn from")
     val_suite: str = "dtu_val"
+    init_partly: tuple[Path, ...] = Field(
+        default=(),
+        description="files that a fresh network takes what fits from, by name, one after another; for a system that knows "
+        "such files: DepthSplat starts from Depth-Anything-V2 and UniMatch",
+    )
     init_from: Path | None = Field(
         default=None,
         description="weights to start from, to fine-tune: a model.pt or the authors' file; null: fresh ones. A system may "
@@ -234,10 +239,17 @@ def initialise(system: nn.Module, config: TrainConfig) -> dict[str, str]:
     """Load the weights of `config.init_from` into `system`, strictly; returns their hash, which tells such runs apart.
 
     Moments and step sizes begin anew. A system with a method `fine_tune` is asked to keep what it does not relearn from
-    such a start. DataError when the file is absent or does not fit.
+    such a start. Of each file of `init_partly` it takes what fits. DataError when a file is absent or does not fit.
     """
+    if config.init_partly and (config.init_from is not None or not hasattr(system, "init_from")):
+        why = "init_from gives all weights already" if config.init_from else "this system takes no part of a file"
+        raise ConfigError(
+            f"train: init_partly {', '.join(map(str, config.init_partly))}: {why}. Leave one of them out."
+        )
+    for path in config.init_partly:
+        system.init_from(path)  # type: ignore[operator]
     if config.init_from is None:
-        return {}
+        return {f"init_partly_{i}": sha256_file(path) for i, path in enumerate(config.init_partly)}
     system.load_pretrained(config.init_from)  # type: ignore[operator]
     fine_tune = getattr(system, "fine_tune", None)
     if fine_tune is not None:

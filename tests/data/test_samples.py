@@ -82,7 +82,9 @@ def test_clips_are_films_between_views_far_apart() -> None:
     )
     assert len(far[0].given) == len(far[0].targets) == 3
     with pytest.raises(DataError, match="no camera poses; set context: 2"):
-        samples.build(suite(kind="clip", context=3), {"s": replace(scene(), world_T_cam=None)})
+        samples.build(
+            suite(kind="clip", context=3, gaps={"shortest": (8, 8)}), {"s": replace(scene(), world_T_cam=None)}
+        )
 
 
 def test_sources_by_gap_stay_inside() -> None:

@@ -1,5 +1,6 @@
 """Samples: which views are given together, and their arrays, gathered from canonical scenes."""
 
+import logging
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ from plumbline.files import read_npy
 from plumbline.records import Sample, SampleArrays, Scene
 
 _VAL_SHARE = 0.1
+_SHARE_OF_VIEWS = 6
+_log = logging.getLogger("plumbline")
 
 
 def split_scenes(config: DatasetConfig, names: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
@@ -123,9 +126,11 @@ def open_labels(folder: Path, scenes: Mapping[str, Scene]) -> dict[str, Float16[
 def build(suite: SuiteConfig, scenes: Mapping[str, Scene]) -> list[Sample]:
     """The samples of a suite: every view that can be a reference, with its sources; all have the same number of views.
 
-    A reference that has too few sources is no sample. With `max_samples` the samples are spread evenly. DataError when
-    nothing is left, for a suite without samples would pass every test.
+    A reference that has too few sources is no sample. A film that is, or with wider gaps becomes, too short for the rule's
+    clips is left out, with a line in the log. With `max_samples` the samples are spread evenly. DataError when nothing is
+    left, for a suite without samples would pass every test.
     """
+    scenes = _long_enough(suite, scenes)
     samples = [sample for name, scene in scenes.items() for sample in _scene_samples(suite, name, scene)]
     if not samples:
         raise DataError(
@@ -136,6 +141,23 @@ def build(suite: SuiteConfig, scenes: Mapping[str, Scene]) -> list[Sample]:
         picked = np.linspace(0, len(samples) - 1, suite.max_samples).round().astype(int)
         samples = [samples[i] for i in picked]
     return samples
+
+
+def _long_enough(suite: SuiteConfig, scenes: Mapping[str, Scene]) -> Mapping[str, Scene]:
+    """The scenes, those without that are too short for the gaps that a rule of clips begins or ends with."""
+    rule = suite.sources
+    if not isinstance(rule, ByClip):
+        return scenes
+    # `view_sampling.spread` divides the gaps where few views share a window.
+    share = 1 if rule.context == 2 else max(_SHARE_OF_VIEWS // rule.context, 1)
+    needed = 1 + max(rule.gaps.at(0)[0], rule.gaps.at(rule.gaps.warm_up)[0]) // share
+    kept = {name: scene for name, scene in scenes.items() if len(scene.view_names) >= needed}
+    if len(kept) < len(scenes):
+        _log.warning(
+            "suite on %s (%s): %d of %d scenes have fewer than the %d frames that clips need: left out",
+            suite.dataset, suite.split, len(scenes) - len(kept), len(scenes), needed,
+        )  # fmt: skip
+    return kept
 
 
 def _scene_samples(suite: SuiteConfig, name: str, scene: Scene) -> list[Sample]:
