@@ -24,7 +24,8 @@ SIZE = (32, 48)
 
 def system(**changes: Any) -> System:
     torch.manual_seed(0)
-    return System(Config(**({"preset": "tiny", "backend": "torch", "loss": {"lpips": 0.0}} | changes)))
+    fixed = {"preset": "tiny", "backend": "torch", "background": "black", "loss": {"lpips": 0.0}}
+    return System(Config(**(fixed | changes)))
 
 
 def split(size: tuple[int, int] = SIZE) -> Batch:
@@ -261,3 +262,17 @@ def test_a_scene_is_exported_as_gaussians_and_an_orbit(tmp_path: Path) -> None:
     assert (frames[0] != frames[12]).any()
     with pytest.raises(DataError, match="no target cameras"):
         made.export(prediction, replace(context, target_K=None, cam0_T_target=None), tmp_path)
+
+
+@pytest.mark.parametrize("background", ["black", "mean"])
+def test_where_no_gaussian_is_there_is_the_background(background: str) -> None:
+    made, batch = system(background=background).eval(), split()
+    with torch.no_grad():
+        prediction = made(batch)
+        faint = {"gaussian_opacities": torch.zeros_like(prediction.internals["gaussian_opacities"])}
+        prediction = replace(prediction, internals=prediction.internals | faint)
+        seen, loss = made.novel_views(prediction, batch).image, made.loss(prediction, batch)["image"]
+    assert batch.target_image is not None
+    colour = batch.image.mean(dim=(1, 3, 4)) if background == "mean" else torch.zeros(2, 3)
+    torch.testing.assert_close(seen, colour[:, None, :, None, None].expand_as(seen))
+    torch.testing.assert_close(loss, (seen - batch.target_image).square().mean())

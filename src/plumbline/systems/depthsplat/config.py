@@ -73,8 +73,9 @@ TINY: dict[str, Any] = {
     "attention_head": 16,
     "gaussian_width": 24,
     "scale_unit": "pixel",
-    "scale_shift": -0.43,
+    "scale_shift": -1.0,
     "scale_range": (0.05, 16.0),
+    "background": "mean",
 }
 PRESETS: dict[str, dict[str, Any]] = {"small": {}, "base": BASE, "large": LARGE, "tiny": TINY}
 
@@ -146,6 +147,12 @@ class Config(BaseModel):
     )
     scale_shift: float = Field(default=-4.0, ge=-20, le=20, description="a scale is softplus(raw + this)")
     scale_range: tuple[float, float] = Field(default=(1e-10, 3.0), description="smallest and largest, in `scale_unit`s")
+
+    background: Literal["black", "mean"] = Field(
+        default="black",
+        description="colour where no Gaussian is; mean (ours): that of the given views, so that what none of them shows "
+        "is not learnt, and judged, as if it were black",
+    )
 
     block_elements: int = Field(
         default=2**27, ge=2**16, description="warped features held at once by the cost volume; changes no value"

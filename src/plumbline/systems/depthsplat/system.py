@@ -114,15 +114,17 @@ class System(nn.Module):
         size: tuple[int, int],
         *,
         nearest: Float[Tensor, " b"],
+        background: Float[Tensor, "b 1 3"] | None = None,
     ) -> Rendering:
-        """What cameras of any pose see of the scene (black background). `nearest` is that of the scenes' depth ranges."""
+        """What cameras of any pose see of the scene. `nearest` is that of the scenes' depth ranges; background: black."""
         rules = GSPLAT
         if self.config.official_quirks:
             # Gaussians come in the standard order of harmonics whatever the encoder's.
             K, rules = framing.symmetric(K, size), replace(OFFICIAL, harmonics="standard")
         near = (NEAR_SHARE * nearest)[:, None].expand(-1, K.shape[1])
         with torch.autocast(K.device.type, enabled=False):
-            return render(gaussians, Cameras(K, cam0_T_cam, near), size, backend=self.config.backend, rules=rules)
+            cameras = Cameras(K, cam0_T_cam, near)
+            return render(gaussians, cameras, size, background, backend=self.config.backend, rules=rules)
 
     def novel_views(self, prediction: Prediction, batch: Batch) -> Rendered:
         """What the batch's target cameras see, depth where they are covered by half or more.
@@ -131,7 +133,8 @@ class System(nn.Module):
         """
         K, cam0_T_target = _present(batch.target_K), _present(batch.cam0_T_target)
         size, nearest = (batch.image.shape[-2], batch.image.shape[-1]), _range(batch)[:, 0]
-        seen = self.render(gaussians_of(prediction), K, cam0_T_target, size, nearest=nearest)
+        background = self._background(batch)
+        seen = self.render(gaussians_of(prediction), K, cam0_T_target, size, nearest=nearest, background=background)
         return Rendered(seen.colour.clamp(0, 1), seen.expected_depth())
 
     def diagnostics(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
@@ -152,7 +155,8 @@ class System(nn.Module):
         poses = torch.from_numpy(np.stack(list(around))).to(depth)[None]
         K = _present(batch.target_K)[:, :1].expand(-1, ORBIT_FRAMES, -1, -1)
         size = (depth.shape[-2], depth.shape[-1])
-        frames = self.render(gaussians, K, poses, size, nearest=_range(batch)[:, 0]).colour[0]
+        background, nearest = self._background(batch), _range(batch)[:, 0]
+        frames = self.render(gaussians, K, poses, size, nearest=nearest, background=background).colour[0]
         write_gaussians(folder / "gaussians.ply", gaussians)
         write_movie(folder / "orbit.gif", [to_8_bit(frame) for frame in frames])
 
@@ -168,9 +172,13 @@ class System(nn.Module):
         """Take what fits from a file of Depth-Anything-V2, DINOv2, UniMatch or DepthSplat; says what was taken."""
         return pretrained.init_from(self, path)
 
+    def _background(self, batch: Batch) -> Float[Tensor, "b 1 3"] | None:
+        return None if self.config.background == "black" else batch.image.mean(dim=(1, 3, 4))[:, None]
+
     def _image_terms(self, gaussians: Gaussians, batch: Batch, seen: _Seen) -> dict[str, Tensor]:
         config, size = self.config.loss, (seen.image.shape[-2], seen.image.shape[-1])
-        picture = self.render(gaussians, seen.K, seen.cam0_T_cam, size, nearest=_range(batch)[:, 0]).colour
+        background, nearest = self._background(batch), _range(batch)[:, 0]
+        picture = self.render(gaussians, seen.K, seen.cam0_T_cam, size, nearest=nearest, background=background).colour
         mask = seen.mask if config.foreground else None
         terms = {"image": losses.image_error(picture, seen.image, mask, norm=config.norm)}
         if "ssim" in config.optional:
