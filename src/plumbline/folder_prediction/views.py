@@ -15,6 +15,7 @@ from plumbline.files import atomic_path, read_image, write_jpg, write_json, writ
 from plumbline.folder_prediction import output
 from plumbline.folder_prediction.method import Method
 from plumbline.folder_prediction.samples import RawSamples
+from plumbline.image_metrics import psnr
 from plumbline.records import View
 from plumbline.rendering import Gaussians
 from plumbline.rendering.moving import moved
@@ -73,12 +74,6 @@ def read_pictures(
     if not all(path.is_file() for path in paths):
         return None
     return np.stack([read_image(path) for path in paths]) if paths else np.empty((0, *size, 3), np.uint8)
-
-
-def psnr(rendered: UInt8[np.ndarray, "h w 3"], seen: UInt8[np.ndarray, "h w 3"]) -> float:
-    """Peak signal-to-noise ratio in dB for a peak of 255; infinite for equal pictures."""
-    error = np.mean((rendered.astype(np.float64) - seen) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def write_view_scores(path: Path, scores: Sequence[ViewScore]) -> None:
