@@ -12,6 +12,8 @@ import typer
 
 from plumbline.cli import app
 from plumbline.config import DatasetConfig, SuiteConfig, load_params, section, sections
+from plumbline.prediction import refined_suites
+from plumbline.systems import deltaz
 from plumbline.systems.deltas import config as deltas
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +47,7 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
 
 def test_every_experiment_has_params_that_are_taken(experiments):
     default = load_params(ROOT / "params.yaml")
-    assert len(experiments) == 7
+    assert len(experiments) == 10
     for name, params in experiments.items():
         sections(params, "datasets", DatasetConfig)
         sections(params, "suites", SuiteConfig)
@@ -67,6 +69,15 @@ def test_ablations_switch_off_one_thing_each(experiments):
     for name, change in changes.items():
         assert system(name) == whole.model_copy(update=change) != whole
     assert system("random-keypoints").detected == 0
+
+
+def test_deltaz_starts_from_systems_that_answer_wherever_it_does(experiments):
+    for name in ("deltas", "depthsplat", "vggt"):
+        params = experiments[f"deltaz-of-{name}"]
+        assert section(params, "systems.deltaz", deltaz.Config).initial == name and name in params["train"]
+        suites = sections(params, "suites", SuiteConfig)
+        asking = {key for key, suite in suites.items() if suite.is_test and suite.asks("deltaz")}
+        assert refined_suites(name, suites, params["systems"], params["train"]) > asking
 
 
 def test_a_wider_range_leaves_the_cap_of_the_truth(experiments):
