@@ -326,7 +326,7 @@ def test_missing_and_foreign_predictions_are_refused(tmp_path):
         read_predictions(folder)
     stored = json.loads((folder / "samples.json").read_text())
     (folder / "samples.json").write_text(json.dumps(stored | {"format": 99}))
-    with pytest.raises(DataError, match=r"has format 99; expected 1"):
+    with pytest.raises(DataError, match=r"has format 99; expected 2"):
         read_predictions(folder)
 
 

@@ -1,5 +1,7 @@
 """From raw channels to Gaussians: where they are, how large, how they are turned, and which colour they show."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -144,7 +146,7 @@ def test_the_first_gaussians_are_small_and_have_the_image_s_colour(preset: str) 
     out = head(torch.randn(2, entered, *SIZE))
     given = views()
     gaussians = adapt(out[None].detach(), torch.full((1, 2, *SIZE), 3.0), given, config)
-    expected = 0.01815 if preset == "small" else 0.5 * 3 / 4.8
+    expected = 0.01815 if preset == "small" else math.log1p(math.exp(-1)) * 3 / 4.8
     assert gaussians.scales.unique().numel() == 1 and float(gaussians.scales[0, 0, 0]) == pytest.approx(
         expected, rel=0.01
     )
