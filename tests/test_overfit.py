@@ -51,7 +51,8 @@ DELTAS: dict[str, Any] = {
 DEPTHSPLAT: dict[str, Any] = {
     "preset": "tiny", "candidates": 16, "layers": 1, "vit_width": 24, "vit_grid": 6, "dpt_widths": (8, 8, 16, 16),
     "backbone_widths": (8, 8, 16), "depth_features": 8, "gaussian_features": 8, "gaussian_width": 8, "sh_degree": 0,
-    "background": "black", "scale_shift": -0.43, "loss": {"lpips": 0.0, "optional": ["depth"], "depth": 1.0},
+    "background": "black", "scale_shift": -0.43, "opacity_shift": 0.0,
+    "loss": {"lpips": 0.0, "optional": ["depth"], "depth": 1.0},
 }  # fmt: skip
 # One plane is soon known by heart, whatever is to be seen: no 10 times the loss without it.
 SPLAT = Criteria(preset="depthsplat", data=False, input_ratio=2.0)

@@ -11,6 +11,7 @@ from plumbline.rendering.harmonics import C0, basis, to_standard
 from plumbline.systems.depthsplat.config import Config
 from plumbline.systems.depthsplat.gaussians import (
     HARMONICS,
+    OPACITY,
     adapt,
     gaussian_head,
     rotate_harmonics,
@@ -146,11 +147,18 @@ def test_the_first_gaussians_are_small_and_have_the_image_s_colour(preset: str) 
     out = head(torch.randn(2, entered, *SIZE))
     given = views()
     gaussians = adapt(out[None].detach(), torch.full((1, 2, *SIZE), 3.0), given, config)
-    expected = 0.01815 if preset == "small" else math.log1p(math.exp(-1)) * 3 / 4.8
+    expected = 0.01815 if preset == "small" else math.log1p(math.exp(-2.8)) * 3 / 4.8
     assert gaussians.scales.unique().numel() == 1 and float(gaussians.scales[0, 0, 0]) == pytest.approx(
         expected, rel=0.01
     )
     torch.testing.assert_close(gaussians.harmonics[..., 0] * C0 + 0.5, given.image.movedim(2, -1).flatten(1, 3))
+
+
+def test_an_opacity_s_shift_is_added_to_its_logit() -> None:
+    given, channels, depth = views(), raw(), torch.full((1, 2, *SIZE), 3.0)
+    shifted = adapt(channels, depth, given, Config(opacity_shift=-0.7)).opacities
+    channels[:, :, OPACITY] -= 0.7
+    torch.testing.assert_close(shifted, adapt(channels, depth, given, Config()).opacities)
 
 
 def test_gradients_reach_every_raw_channel_and_the_depth() -> None:

@@ -84,6 +84,21 @@ def test_depth_errors_by_hand() -> None:
     assert float(losses.inverse_gradient_error(depth, truth, mask)) == pytest.approx(right + down)
 
 
+def test_the_likelihood_of_true_depth_by_hand() -> None:
+    # Candidates at inverse depths 0.25, 0.5, 0.75 and 1, at every second pixel; the truth lies on the second, half-way from
+    # the second to the third, beyond the last, and nowhere.
+    probability = torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None].expand(4, 2, 3)[None, None]
+    truth = torch.full((1, 1, 4, 4), 3.0)
+    truth[..., ::2, ::2] = torch.tensor([[2.0, 1.6], [0.5, 0.0]])
+    depth_range = torch.tensor([[[1.0, 4.0]]])
+    expected = -(math.log(0.2) + (math.log(0.2) + math.log(0.3)) / 2 + math.log(0.4)) / 3
+    term = losses.likelihood_error(probability, truth, truth > 0, depth_range, stride=2)
+    assert float(term) == pytest.approx(expected)
+    certain = torch.eye(4)[1][:, None, None].expand(4, 2, 2)[None, None]
+    assert float(losses.likelihood_error(certain, truth, truth == 2.0, depth_range, stride=2)) == 0
+    assert math.isfinite(losses.likelihood_error(1 - certain, truth, truth == 2.0, depth_range, stride=2))
+
+
 def test_smoothness_by_hand() -> None:
     depth = 1 / torch.tensor([[[1.0, 3.0], [1.0, 3.0]]])
     image = torch.zeros(1, 3, 2, 2)
@@ -112,8 +127,11 @@ def test_an_empty_mask_gives_zero_and_a_gradient_of_zero() -> None:
         losses.inverse_depth_error(depth, torch.zeros_like(depth), nothing),
         losses.inverse_gradient_error(depth, torch.zeros_like(depth), nothing),
         losses.smoothness(depth, other, nothing),
+        losses.likelihood_error(
+            rendered.softmax(dim=1), torch.zeros_like(depth), nothing, torch.tensor([[1.0, 4.0]] * 2), stride=1
+        ),
     ]
-    assert [term.item() for term in terms] == [0] * 5
+    assert [term.item() for term in terms] == [0] * 6
     sum(terms).backward()
     assert not depth.grad.any() and not rendered.grad.any()
 
@@ -125,6 +143,7 @@ def test_gradients_against_differences(masked: bool) -> None:
     depth = rendered[:, 0] + 1
     truth = depth + 0.3 * seen[:, 1]
     measured = torch.ones_like(depth, dtype=torch.bool) if mask is None else mask
+    depth_range = torch.tensor([[0.9, 2.5]], dtype=torch.float64)
 
     def total(rendered: Tensor, depth: Tensor) -> Tensor:
         return (
@@ -134,6 +153,7 @@ def test_gradients_against_differences(masked: bool) -> None:
             + losses.inverse_depth_error(depth, truth, measured)
             + losses.inverse_gradient_error(depth, truth, measured)
             + losses.smoothness(depth, seen, mask)
+            + losses.likelihood_error(rendered.softmax(dim=1), truth, measured, depth_range, stride=1)
         )
 
     assert torch.autograd.gradcheck(total, (rendered.requires_grad_(), depth.detach().requires_grad_()), fast_mode=True)

@@ -10,7 +10,7 @@ from plane_scene import scene
 from plumbline.errors import ConfigError, DataError
 from plumbline.systems import build
 from plumbline.systems.records import Batch, Rendered
-from plumbline.systems.warped_view import fill, merge, not_behind, splat
+from plumbline.systems.warped_view import merge, not_behind, splat
 
 K = torch.tensor([[20.0, 0, 9.5], [0, 20, 7.5], [0, 0, 1]])
 SIZE = (16, 20)
@@ -144,18 +144,6 @@ def test_merging_divides_by_the_weight_there_is() -> None:
     merged, depth = merge(image, z, not_behind(z, 0.02).float())
     close(merged[0, 0, 0], torch.tensor([0.4, 0.2, 0.0]), 1e-6)
     close(depth[0, 0], torch.tensor([2.01, 2.0, 0.0]), 1e-6)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (16, 33)])
-def test_filling_leaves_what_is_known_and_stays_within_it(size: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    image = 0.3 + 0.4 * torch.rand(2, 3, *size, generator=generator)
-    known = torch.rand(2, *size, generator=generator) > 0.7
-    known[:, 0, 0] = True
-    filled = fill(torch.where(known[:, None], image, 9.0), known)
-    assert torch.equal(filled * known[:, None], image * known[:, None])
-    assert filled.min() >= 0.3 - 1e-6 and filled.max() <= 0.7 + 1e-6
-    assert not fill(torch.ones(1, 3, *size), torch.zeros(1, *size, dtype=torch.bool)).any()
 
 
 def test_what_is_missing_is_named() -> None:

@@ -7,13 +7,13 @@ looked up through the warped depth, the views are merged by depth, and holes are
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from plumbline import geometry
 from plumbline.errors import DataError
+from plumbline.rendering.surroundings import fill
 from plumbline.systems.records import Batch, Rendered
 
 # Share of a point's weight that a pixel must have received to count as seen: less is the fringe of a neighbour.
@@ -142,19 +142,6 @@ def merge(
     """The weighted mean of pictures of one camera, and of their z; 0 where no weight is."""
     share = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
     return (image * share[:, :, None]).sum(dim=1), (z * share).sum(dim=1)
-
-
-def fill(image: Float[Tensor, "n 3 h w"], known: Bool[Tensor, "n h w"]) -> Float[Tensor, "n 3 h w"]:
-    """The image with smooth surroundings where it is not known (push-pull, Gortler et al. 1996); black if nothing is."""
-    weight = known[:, None].to(image.dtype)
-    if min(image.shape[-2:]) == 1 or bool(known.all()):
-        mean = (image * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-        return torch.where(weight > 0, image, mean)
-    size = (image.shape[-2], image.shape[-1])
-    both = F.avg_pool2d(torch.cat([image * weight, weight], dim=1), 2, ceil_mode=True)
-    coarse = fill(both[:, :3] / both[:, 3:].clamp(min=1e-12), both[:, 3] > 0)
-    wide = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, image, wide)
 
 
 def check_inputs(batch: Batch) -> None:

@@ -33,7 +33,7 @@ Width = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Block = Annotated[int, Field(ge=0, le=255)]
 Four = tuple[Width, Width, Width, Width]
 Name = Literal["small", "base", "large", "tiny"]
-Term = Literal["ssim", "depth", "depth_gradient", "smoothness"]
+Term = Literal["ssim", "depth", "depth_gradient", "likelihood", "smoothness"]
 
 BASE: dict[str, Any] = {
     "scales": 2,
@@ -73,9 +73,10 @@ TINY: dict[str, Any] = {
     "attention_head": 16,
     "gaussian_width": 24,
     "scale_unit": "pixel",
-    "scale_shift": -1.0,
+    "scale_shift": -2.8,
     "scale_range": (0.05, 16.0),
-    "background": "mean",
+    "opacity_shift": -0.3,
+    "background": "surroundings",
 }
 PRESETS: dict[str, dict[str, Any]] = {"small": {}, "base": BASE, "large": LARGE, "tiny": TINY}
 
@@ -94,6 +95,7 @@ class LossConfig(BaseModel):
     ssim: float = Field(default=0.2, ge=0)
     depth: float = Field(default=0.1, ge=0, description="L1 of inverse depth, times the nearest depth of the range")
     depth_gradient: float = Field(default=0.1, ge=0, description="of its steps between neighbours, in the same unit")
+    likelihood: float = Field(default=0.1, ge=0, description="of the true depth among the coarsest scale's candidates")
     smoothness: float = Field(default=0.01, ge=0, description="edge-aware, of inverse depth")
     intermediate: float = Field(default=0.9, gt=0, le=1, description="a prediction weighs this times the next one")
     foreground: bool = Field(default=False, description="only pixels inside the batch's mask count, in every term")
@@ -148,10 +150,12 @@ class Config(BaseModel):
     scale_shift: float = Field(default=-4.0, ge=-20, le=20, description="a scale is softplus(raw + this)")
     scale_range: tuple[float, float] = Field(default=(1e-10, 3.0), description="smallest and largest, in `scale_unit`s")
 
-    background: Literal["black", "mean"] = Field(
+    opacity_shift: float = Field(default=0.0, ge=-20, le=20, description="an opacity is sigmoid(raw + this)")
+
+    background: Literal["black", "surroundings"] = Field(
         default="black",
-        description="colour where no Gaussian is; mean (ours): that of the given views, so that what none of them shows "
-        "is not learnt, and judged, as if it were black",
+        description="what shows where Gaussians leave a gap; surroundings (ours): the picture's own colours beside it, so "
+        "that small faint Gaussians, which blur least and hide nothing, need not cover every pixel",
     )
 
     block_elements: int = Field(

@@ -60,7 +60,7 @@ def adapt(raw: Float[Tensor, "b v k h w"], depth: Float[Tensor, "b v h w"], view
         means=centres(offset, depth, views).flatten(1, 3),
         covariances=((axes * scales[..., None, :].square()) @ axes.mT).flatten(1, 3),
         harmonics=to_standard(turned).flatten(1, 2),
-        opacities=opacity[..., 0].sigmoid().flatten(1, 3),
+        opacities=(opacity[..., 0] + config.opacity_shift).sigmoid().flatten(1, 3),
         scales=scales.flatten(1, 3),
         rotations=multiply(to_quaternions(views.world_T_cam[..., :3, :3])[:, :, None, None], quaternions).flatten(1, 3),
     )

@@ -14,6 +14,8 @@ from torch import Tensor
 Scalar = Float[Tensor, ""]
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
+# Probabilities below this are taken for it: a logarithm stays finite.
+_LEAST = 1e-8
 
 
 def image_error(
@@ -66,6 +68,32 @@ def inverse_depth_error(
 ) -> Scalar:
     """Mean |1 / depth - 1 / truth| over measured pixels (UniMatch's depth loss without its factor of 20), 1 / metre."""
     return _mean((1 / depth - _inverse(truth, mask)).abs(), mask)
+
+
+def likelihood_error(
+    probability: Float[Tensor, "*n d h2 w2"],
+    depth: Float[Tensor, "*n h w"],
+    mask: Bool[Tensor, "*n h w"],
+    depth_range: Float[Tensor, "*n 2"],
+    *,
+    stride: int,
+) -> Scalar:
+    """Minus the logarithm of the probability of the true inverse depth, mean over the measured ones of every `stride`-th pixel.
+
+    `probability` is that of candidates evenly spaced in inverse depth over the range, farthest first, at every `stride`-th
+    pixel from the first one on. A truth between two candidates counts for both, the more the nearer it is; one outside the
+    range counts for the last.
+    """
+    truth, mask = depth[..., ::stride, ::stride], mask[..., ::stride, ::stride]
+    last = probability.shape[-3] - 1
+    near, far = depth_range[..., 0, None, None], depth_range[..., 1, None, None]
+    place = (_inverse(truth, mask) - 1 / far) / (1 / near - 1 / far) * last
+    below = place.clamp(0, last - 1).floor()
+    part = (place - below).clamp(0, 1)
+    index = below.long().unsqueeze(-3)
+    inside = probability[..., : truth.shape[-2], : truth.shape[-1]].clamp(min=_LEAST).log()
+    lower, upper = (inside.gather(-3, index + k).squeeze(-3) for k in (0, 1))
+    return _mean(-torch.lerp(lower, upper, part), mask)
 
 
 def inverse_gradient_error(

@@ -17,6 +17,7 @@ from plumbline.rendering.orbit import orbit, to_8_bit, write_movie
 from plumbline.rendering.ply import write_gaussians
 from plumbline.rendering.render import Rendering, render
 from plumbline.rendering.rules import GSPLAT, OFFICIAL
+from plumbline.rendering.surroundings import over_surroundings
 from plumbline.systems.augment import augment
 from plumbline.systems.blocks import pad_to_multiple
 from plumbline.systems.depthsplat import losses, lpips, pretrained
@@ -68,12 +69,16 @@ class System(nn.Module):
         candidate. DataError with fewer than two views, or without poses or a depth range.
 
         Internals, where there are Gaussians: `gaussian_means` and so on, see `gaussians_of`; of two scales in training
-        `intermediate_depth` "b v h w" and `intermediate_gaussian_means` and so on; always `depth` "b v h w" of all views.
+        `intermediate_depth` "b v h w" and `intermediate_gaussian_means` and so on; always `depth` "b v h w" of all views and
+        `probability` "b v d h2 w2" of the coarsest scale's candidates.
         """
         size, p = (batch.image.shape[-2], batch.image.shape[-1]), batch.predict_views
         encoded = self.encoder(_views(batch, self.config.multiple))
         depths = [depth[..., : size[0], : size[1]] for depth in encoded.depths]
-        internals = {"depth": depths[-1]}
+        internals = {
+            "depth": depths[-1],
+            "probability": torch.unflatten(encoded.probability[0], 0, depths[-1].shape[:2]),
+        }
         if len(depths) > 1:
             internals["intermediate_depth"] = depths[0]
         prefixes = (_FINAL, _INTERMEDIATE)[: len(encoded.gaussians)]
@@ -98,6 +103,8 @@ class System(nn.Module):
                 terms |= self._image_terms(gaussians, batch, _seen(batch))
             for name, value in terms.items():
                 components[name] = components.get(name, 0) + weight * value
+        if "likelihood" in config.optional:
+            components["likelihood"] = self._likelihood(prediction.internals["probability"], batch)
         if not components:
             raise DataError(
                 "depthsplat: nothing to learn from: this model has no Gaussians to render. "
@@ -114,9 +121,8 @@ class System(nn.Module):
         size: tuple[int, int],
         *,
         nearest: Float[Tensor, " b"],
-        background: Float[Tensor, "b 1 3"] | None = None,
     ) -> Rendering:
-        """What cameras of any pose see of the scene. `nearest` is that of the scenes' depth ranges; background: black."""
+        """What cameras of any pose see of the scene, over `config.background`. `nearest` is that of the scenes' depth ranges."""
         rules = GSPLAT
         if self.config.official_quirks:
             # Gaussians come in the standard order of harmonics whatever the encoder's.
@@ -124,7 +130,8 @@ class System(nn.Module):
         near = (NEAR_SHARE * nearest)[:, None].expand(-1, K.shape[1])
         with torch.autocast(K.device.type, enabled=False):
             cameras = Cameras(K, cam0_T_cam, near)
-            return render(gaussians, cameras, size, background, backend=self.config.backend, rules=rules)
+            seen = render(gaussians, cameras, size, backend=self.config.backend, rules=rules)
+            return seen if self.config.background == "black" else over_surroundings(seen)
 
     def novel_views(self, prediction: Prediction, batch: Batch) -> Rendered:
         """What the batch's target cameras see, depth where they are covered by half or more.
@@ -133,8 +140,7 @@ class System(nn.Module):
         """
         K, cam0_T_target = _present(batch.target_K), _present(batch.cam0_T_target)
         size, nearest = (batch.image.shape[-2], batch.image.shape[-1]), _range(batch)[:, 0]
-        background = self._background(batch)
-        seen = self.render(gaussians_of(prediction), K, cam0_T_target, size, nearest=nearest, background=background)
+        seen = self.render(gaussians_of(prediction), K, cam0_T_target, size, nearest=nearest)
         return Rendered(seen.colour.clamp(0, 1), seen.expected_depth())
 
     def diagnostics(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
@@ -155,8 +161,7 @@ class System(nn.Module):
         poses = torch.from_numpy(np.stack(list(around))).to(depth)[None]
         K = _present(batch.target_K)[:, :1].expand(-1, ORBIT_FRAMES, -1, -1)
         size = (depth.shape[-2], depth.shape[-1])
-        background, nearest = self._background(batch), _range(batch)[:, 0]
-        frames = self.render(gaussians, K, poses, size, nearest=nearest, background=background).colour[0]
+        frames = self.render(gaussians, K, poses, size, nearest=_range(batch)[:, 0]).colour[0]
         write_gaussians(folder / "gaussians.ply", gaussians)
         write_movie(folder / "orbit.gif", [to_8_bit(frame) for frame in frames])
 
@@ -172,13 +177,9 @@ class System(nn.Module):
         """Take what fits from a file of Depth-Anything-V2, DINOv2, UniMatch or DepthSplat; says what was taken."""
         return pretrained.init_from(self, path)
 
-    def _background(self, batch: Batch) -> Float[Tensor, "b 1 3"] | None:
-        return None if self.config.background == "black" else batch.image.mean(dim=(1, 3, 4))[:, None]
-
     def _image_terms(self, gaussians: Gaussians, batch: Batch, seen: _Seen) -> dict[str, Tensor]:
         config, size = self.config.loss, (seen.image.shape[-2], seen.image.shape[-1])
-        background, nearest = self._background(batch), _range(batch)[:, 0]
-        picture = self.render(gaussians, seen.K, seen.cam0_T_cam, size, nearest=nearest, background=background).colour
+        picture = self.render(gaussians, seen.K, seen.cam0_T_cam, size, nearest=_range(batch)[:, 0]).colour
         mask = seen.mask if config.foreground else None
         terms = {"image": losses.image_error(picture, seen.image, mask, norm=config.norm)}
         if "ssim" in config.optional:
@@ -193,19 +194,18 @@ class System(nn.Module):
         config, terms = self.config.loss, {}
         if "smoothness" in config.optional:
             terms["smoothness"] = losses.smoothness(depth, batch.image, batch.mask if config.foreground else None)
-        wanted = {"depth", "depth_gradient"} & set(config.optional)
-        if wanted and (batch.depth is None or batch.mask is None):
-            raise DataError(
-                f"depthsplat: {', '.join(sorted(wanted))} in loss.optional need true depth; this batch has none. "
-                "Train on scenes with depth, or leave them out."
-            )
-        if wanted and batch.depth is not None and batch.mask is not None:
+        functions = {"depth": losses.inverse_depth_error, "depth_gradient": losses.inverse_gradient_error}
+        if wanted := [name for name in functions if name in config.optional]:
+            truth, mask = _measured(batch)
             # In units of the nearest depth, an inverse depth is at most 1 whatever the scene's size.
             unit = _range(batch)[:, 0, None, None, None]
-            ours, truth = depth / unit, batch.depth / unit
-            functions = {"depth": losses.inverse_depth_error, "depth_gradient": losses.inverse_gradient_error}
-            terms |= {name: functions[name](ours, truth, batch.mask) for name in functions if name in wanted}
+            terms |= {name: functions[name](depth / unit, truth / unit, mask) for name in wanted}
         return terms
+
+    def _likelihood(self, probability: Float[Tensor, "b v d h2 w2"], batch: Batch) -> Tensor:
+        truth, mask = _measured(batch)
+        depth_range = _range(batch)[:, None].expand(-1, truth.shape[1], -1)
+        return losses.likelihood_error(probability, truth, mask, depth_range, stride=self.config.stride)
 
     def _distance(self, like: Tensor) -> lpips.Lpips | None:
         """LPIPS if it weighs something and its files are there; they are read, or missed with a line, once."""
@@ -253,6 +253,15 @@ def _present(tensor: Tensor | None) -> Tensor:
     if tensor is None:
         raise DataError("depthsplat: this batch has no target cameras to render. Use samples with target views.")
     return tensor
+
+
+def _measured(batch: Batch) -> tuple[Float[Tensor, "b v h w"], Bool[Tensor, "b v h w"]]:
+    if batch.depth is None or batch.mask is None:
+        raise DataError(
+            "depthsplat: depth, depth_gradient and likelihood in loss.optional need true depth; this batch has none. "
+            "Train on scenes with depth, or leave them out."
+        )
+    return batch.depth, batch.mask
 
 
 def _range(batch: Batch) -> Float[Tensor, "b 2"]:
