@@ -18,6 +18,7 @@ from plumbline.render_ply import Request, movie_name, read_cameras, render_comma
 from plumbline.rendering import Cameras, Gaussians, render
 from plumbline.rendering.orbit import orbit, to_8_bit
 from plumbline.rendering.ply import read_gaussians, write_gaussians
+from plumbline.rendering.surroundings import over_surroundings
 from rendering_scenes import gaussians
 
 K = [[24.0, 0, 14.5], [0, 24.0, 9.5], [0, 0, 1]]
@@ -59,6 +60,19 @@ def test_pictures_and_depth_are_what_the_rasteriser_gives(ply: Path, tmp_path: P
         depth = np.load(tmp_path / "out" / f"{name}_depth.npy")
         np.testing.assert_allclose(depth, expected.expected_depth()[0, view].numpy(), rtol=1e-6)
         assert depth.dtype == np.float32
+
+
+def test_gaps_show_their_surroundings_when_asked(ply: Path, tmp_path: Path) -> None:
+    cameras = cameras_file(tmp_path, world_T_cam=poses(1))
+    render_command(Request(ply, cameras, None, tmp_path / "out", backend="torch", surroundings=True))
+    views = Cameras(torch.tensor(K)[None, None], torch.tensor(poses(1))[None])
+    black = render(read_gaussians(ply), views, SIZE, backend="torch")
+    shown = imageio.imread(tmp_path / "out/0000.png")
+    np.testing.assert_array_equal(shown, to_8_bit(over_surroundings(black).colour[0, 0]))
+    assert (shown != to_8_bit(black.colour[0, 0])).any()
+    both = Request(ply, cameras, None, tmp_path / "out", (0.1, 0.2, 0.3), surroundings=True)
+    with pytest.raises(DataError, match="leave one of them out"):
+        render_command(both)
 
 
 def test_the_command_with_an_orbit(ply: Path, tmp_path: Path) -> None:

@@ -335,6 +335,13 @@ def render(
         0,
         0,
     ),
+    surroundings: Annotated[
+        bool,
+        typer.Option(
+            "--surroundings",
+            help="Let gaps between Gaussians show their surroundings, as DepthSplat's tiny preset is trained.",
+        ),
+    ] = False,
     near: Annotated[float, typer.Option(help="Nearer than this nothing is drawn (the scene's unit).")] = 0.1,
     backend: Annotated[
         Literal["auto", "torch", "compiled", "gsplat", "dense"],
@@ -344,7 +351,9 @@ def render(
     """Pictures and depth of Gaussians from given cameras. Writes <camera>.png and <camera>_depth.npy (z, 0 = none)."""
     from plumbline.render_ply import Request, render_command
 
-    typer.echo(render_command(Request(ply, cameras, size, out, background, near, backend, orbit)))
+    typer.echo(
+        render_command(Request(ply, cameras, size, out, background, near, backend, orbit, surroundings=surroundings))
+    )
 
 
 @app.command(

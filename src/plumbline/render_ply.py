@@ -17,6 +17,7 @@ from plumbline.records import View
 from plumbline.rendering import Cameras, Gaussians, Rendering, render
 from plumbline.rendering.orbit import orbit, to_8_bit, write_movie
 from plumbline.rendering.ply import read_gaussians
+from plumbline.rendering.surroundings import over_surroundings
 
 _EXPECTED = (
     'expected {"K": 3x3 or one a camera, in pixels, "world_T_cam": a 4x4 a camera}, optionally "size": [height, width] that '
@@ -26,7 +27,10 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Request:
-    """What to render: `cameras` is a JSON file or the folder of a canonical scene; `orbit` a .gif or .mp4 to write beside."""
+    """What to render: `cameras` is a JSON file or the folder of a canonical scene; `orbit` a .gif or .mp4 to write beside.
+
+    With `surroundings` gaps show the picture's own surroundings in place of the background.
+    """
 
     ply: Path
     cameras: Path
@@ -37,6 +41,7 @@ class Request:
     backend: str = "auto"
     orbit: str | None = None
     orbit_frames: int = 60
+    surroundings: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Shots:
 
 def render_command(request: Request) -> str:
     """Render all, and say in one line what was written. Errors: files that cannot be read, cameras that make no sense."""
+    if request.surroundings and any(request.background):
+        raise DataError("--background and --surroundings both say what shows through gaps: leave one of them out.")
     movie = None if request.orbit is None else movie_name(request.orbit)
     shots, gaussians = read_cameras(request.cameras, request.size), read_gaussians(request.ply)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,9 +96,10 @@ def _shot(
     one, place = (torch.from_numpy(np.ascontiguousarray(each))[None, None] for each in (K, world_T_cam))
     cameras = Cameras(one, place, request.near).to(gaussians.means.device, gaussians.means.dtype)
     try:
-        return render(gaussians, cameras, size, gaussians.means.new_tensor(request.background), backend=request.backend)  # type: ignore[arg-type]
+        seen = render(gaussians, cameras, size, gaussians.means.new_tensor(request.background), backend=request.backend)  # type: ignore[arg-type]
     except ValueError as error:
         raise DataError(f"{request.ply}: {error}") from error
+    return over_surroundings(seen) if request.surroundings else seen
 
 
 def read_cameras(path: Path, size: tuple[int, int] | None) -> Shots:
