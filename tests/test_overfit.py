@@ -56,7 +56,7 @@ DEPTHSPLAT: dict[str, Any] = {
 }  # fmt: skip
 # One plane is soon known by heart, whatever is to be seen: no 10 times the loss without it.
 SPLAT = Criteria(preset="depthsplat", data=False, input_ratio=2.0)
-RENDERING = OverfitConfig(steps=30, lr=6e-3, criteria=SPLAT, device="cpu", threads=1)
+RENDERING = OverfitConfig(steps=60, lr=6e-3, criteria=SPLAT, device="cpu", threads=1)
 GLIMPSE = RENDERING.model_copy(update={"steps": 3})
 
 
