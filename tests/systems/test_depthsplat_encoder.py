@@ -12,7 +12,7 @@ from plumbline.errors import DataError
 from plumbline.systems.depthsplat.config import PRESETS, Config
 from plumbline.systems.depthsplat.dino import VisionTransformer
 from plumbline.systems.depthsplat.encoder import Encoder
-from plumbline.systems.depthsplat.predictor import DepthPredictor, upsample
+from plumbline.systems.depthsplat.predictor import DepthPredictor, guided_upsample, upsample
 from plumbline.systems.depthsplat.unet import UNet, ViewAttention
 from plumbline.systems.depthsplat.views import Views
 
@@ -175,6 +175,65 @@ def test_upsampled_values_stay_where_they_are_but_for_the_quirk(factor: int) -> 
     assert torch.equal(right[-1], right[3 * factor])
     quirk = upsample(ramp[None, None], factor, quirk=True)[0, 0]
     assert quirk[-1, -1] == ramp[-1, -1] and not torch.allclose(quirk[::factor, ::factor], ramp, atol=0.1)
+
+
+def by_the_pixel(x: Tensor, factor: int, guide: Tensor, logits: Tensor) -> Tensor:
+    """`guided_upsample` of one map, pixel by pixel."""
+    height, width = guide.shape[-2:]
+    result = torch.empty(height, width, dtype=x.dtype)
+    for row in range(height):
+        for column in range(width):
+            middle = [(place + factor // 2) // factor for place in (row, column)]
+            weights, values = [], []
+            for k in range(9):
+                at = (middle[0] + k // 3 - 1, middle[1] + k % 3 - 1)
+                away = [abs(place / factor - where) for place, where in zip((row, column), at, strict=True)]
+                weight = torch.tensor([max(1 - distance, 0.01) for distance in away], dtype=x.dtype).prod().log()
+                inside = [min(max(where, 0), side - 1) for where, side in zip(at, x.shape, strict=True)]
+                unlike = guide[:, inside[0] * factor, inside[1] * factor] - guide[:, row, column]
+                weights.append(weight + logits[k, row, column] - 5 * unlike.square().sum())
+                values.append(x[inside[0], inside[1]])
+            result[row, column] = (torch.stack(weights).softmax(0) * torch.stack(values)).sum()
+    return result
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_guided_upsampling_is_what_it_says_for_each_pixel(factor: int) -> None:
+    generator = torch.Generator().manual_seed(factor)
+    x, guide, logits = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((3, 4), (3, 3 * factor, 4 * factor), (9, 3 * factor, 4 * factor))
+    )
+    fast = guided_upsample(x[None, None], factor, guide[None], logits[None])[0, 0]
+    slow = by_the_pixel(x, factor, guide, logits)
+    torch.testing.assert_close(fast, slow)
+    up = torch.randn(slow.shape, generator=generator, dtype=torch.float64)
+    for ours, theirs in zip(*(torch.autograd.grad(y, (x, guide, logits), up) for y in (fast, slow)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_guided_upsampling_is_bilinear_within_a_colour_and_sharp_between_two(factor: int) -> None:
+    ramp = torch.arange(12.0).expand(6, 12)[None, None]
+    size = (6 * factor, 12 * factor)
+    grey, none = torch.zeros(1, 3, *size), torch.zeros(1, 9, *size)
+    inner = slice(factor, -2 * factor)
+    plain = upsample(ramp, factor, quirk=False)[..., inner]
+    torch.testing.assert_close(guided_upsample(ramp, factor, grey, none)[..., inner], plain, atol=0.02, rtol=0)
+    # Two colours that meet between two values: each pixel has its own colour's.
+    edge = 6 * factor - factor // 2
+    guide, step = torch.zeros(1, 3, *size), torch.zeros(1, 1, 6, 12)
+    guide[..., edge:], step[..., 6:] = 2.0, 1.0
+    sharp = guided_upsample(step, factor, guide, none)
+    assert sharp[..., :edge].max() < 1e-6 and sharp[..., edge:].min() > 1 - 1e-6
+    assert 0.4 < float(upsample(step, factor, quirk=False)[0, 0, 0, 6 * factor - 1]) < 0.8
+
+
+def test_within_the_window_depth_is_that_of_one_surface() -> None:
+    probability = torch.tensor([0.1, 0.3, 0.1, 0.0, 0.0, 0.1, 0.2, 0.2])[None, :, None, None]
+    kept = DepthPredictor(Config(preset="tiny", window=1))._near_the_likeliest(probability)
+    torch.testing.assert_close(kept.flatten(), torch.tensor([0.2, 0.6, 0.2, 0, 0, 0, 0, 0]))
+    assert DepthPredictor(Config(preset="tiny", window=None))._near_the_likeliest(probability) is probability
 
 
 def cubic(x: float) -> float:

@@ -120,6 +120,17 @@ class Config(BaseModel):
         description="ours: how well a candidate agrees is added to its logit, and all else starts at 0, so that depth comes of "
         "matching from the first step on; no published model has it",
     )
+    window: int | None = Field(
+        default=None,
+        ge=0,
+        description="ours: the expected depth is that of the likeliest candidate and so many on either side of it, so that "
+        "between two surfaces it is one of them; null: of all candidates, as published",
+    )
+    enlarging: Literal["residual", "guided"] = Field(
+        default="residual",
+        description="of swept depth to the image's size: residual is bilinear with a correction, as published; guided (ours) "
+        "weighs the nine swept depths around each pixel, at first by place and colour, so that edges stay edges",
+    )
     backbone_widths: tuple[Width, Width, Width] = Field(default=(64, 96, 128), description="of the CNN's three stages")
     layers: int = Field(default=6, ge=1, le=64, description="of the multi-view transformer")
     ffn_ratio: int = Field(default=4, ge=1, le=16, description="its MLP's hidden width over its input's")
@@ -208,6 +219,11 @@ class Config(BaseModel):
     def upsampling(self) -> int:
         """Pixels from one of the finest swept depths to the next."""
         return self.stride // 2 ** (self.scales - 1)
+
+    @property
+    def enlarged_by(self) -> int:
+        """Channels of the head that brings swept depth to the image's size."""
+        return 1 if self.enlarging == "residual" else 9
 
     @property
     def multiple(self) -> int:

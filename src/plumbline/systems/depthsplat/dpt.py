@@ -28,9 +28,9 @@ class Features(NamedTuple):
 
 
 class Scratch(Fusion):
-    """Four maps fused; with `readout` to one channel, which starts at 0."""
+    """Four maps fused; with `readout` to so many channels, which start at 0."""
 
-    def __init__(self, widths: Sequence[int], features: int, *, readout: bool) -> None:
+    def __init__(self, widths: Sequence[int], features: int, *, readout: int) -> None:
         super().__init__(widths, features, rectified=False)
         self.output_conv = None
         if readout:
@@ -39,7 +39,7 @@ class Scratch(Fusion):
                 nn.GELU(),
                 nn.Conv2d(features // 2, _HIDDEN, 3, padding=1, padding_mode="replicate"),
                 nn.GELU(),
-                zeroed(nn.Conv2d(_HIDDEN, 1, 1)),
+                zeroed(nn.Conv2d(_HIDDEN, readout, 1)),
             )
 
     def forward(self, maps: Sequence[Float[Tensor, "n _ _ _"]]) -> Float[Tensor, "n c h w"]:
@@ -49,7 +49,10 @@ class Scratch(Fusion):
 
 
 class DenseHead(nn.Module):
-    """A map at the image's size: with `depth` a correction of inverse depth, which is then an input; else features."""
+    """A map at the image's size: with `depth` what enlarges inverse depth, which is then an input; else features.
+
+    That is a correction of it, or, `guided`, logits of the swept depths around a pixel.
+    """
 
     def __init__(self, config: Config, *, depth: bool) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class DenseHead(nn.Module):
             nn.Conv2d(n, width, 1) for n, width in zip(joined, widths[: len(_STRIDES)], strict=True)
         )
         features = config.depth_features if depth else config.gaussian_features
-        self.scratch = Scratch(widths, features, readout=depth)
+        self.scratch = Scratch(widths, features, readout=config.enlarged_by if depth else 0)
 
     def forward(
         self, features: Features, inverse_depth: Float[Tensor, "n 1 h2 w2"] | None = None

@@ -19,6 +19,8 @@ from plumbline.systems.vit.dense import enlarge
 from plumbline.systems.vit.tokens import normalised
 
 _COARSE_LEVELS = 3
+# Of guided upsampling: the least a value weighs along a row or column, and what a squared difference of colours costs it.
+_LEAST, _COLOUR = 0.01, 5.0
 
 
 class Swept(NamedTuple):
@@ -91,10 +93,16 @@ class DepthPredictor(nn.Module):
         features = Features(cnn, [matched] if self.mv_pyramid is None else self.mv_pyramid(matched), mono)
         swept = self._sweep(features, views, neighbours)
         smallest, largest = (x.flatten(0, 1) for x in views.inverse_range)
-        correction = self.upsampler(features, swept[-1].inverse_depth)
-        inverse = upsample(swept[-1].inverse_depth, self.config.upsampling, quirk=self.config.official_quirks)
-        inverse = torch.clamp(inverse + correction, smallest, largest)
+        inverse = torch.clamp(self._enlarged(swept[-1].inverse_depth, features, images), smallest, largest)
         return Depths(torch.unflatten(1 / inverse[:, 0], 0, (b, v)), swept, features)
+
+    def _enlarged(
+        self, swept: Float[Tensor, "n 1 h2 w2"], features: Features, images: Float[Tensor, "n 3 h w"]
+    ) -> Float[Tensor, "n 1 h w"]:
+        learnt, factor = self.upsampler(features, swept), self.config.upsampling
+        if self.config.enlarging == "guided":
+            return guided_upsample(swept, factor, images, learnt)
+        return upsample(swept, factor, quirk=self.config.official_quirks) + learnt
 
     def _sweep(self, features: Features, views: Views, neighbours: Int[Tensor, "b v m"]) -> list[Swept]:
         smallest, largest = views.inverse_range
@@ -118,9 +126,18 @@ class DepthPredictor(nn.Module):
             found = self.regressor[scale](z, views.shape[1]) + self.regressor_residual[scale](z)
             logits = self.depth_head[scale](found)
             probability = (logits + cost if self.config.cost_shortcut else logits).softmax(dim=1)
-            expected = (probability * candidates.flatten(0, 1)).sum(dim=1, keepdim=True)
+            expected = (self._near_the_likeliest(probability) * candidates.flatten(0, 1)).sum(dim=1, keepdim=True)
             swept.append(Swept(probability, expected))
         return swept
+
+    def _near_the_likeliest(self, probability: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
+        """Probabilities given that the truth lies within the window around the likeliest candidate."""
+        if self.config.window is None:
+            return probability
+        index = torch.arange(probability.shape[1], device=probability.device)[:, None, None]
+        inside = (index - probability.argmax(dim=1, keepdim=True)).abs() <= self.config.window
+        kept = probability * inside
+        return kept / kept.sum(dim=1, keepdim=True)
 
     def _cost(
         self,
@@ -185,3 +202,37 @@ def upsample(x: Float[Tensor, "n c h w"], factor: int, *, quirk: bool) -> Float[
         return enlarge(x, (factor * height, factor * width))
     padded = F.pad(x, (0, 1, 0, 1), mode="replicate")
     return enlarge(padded, (factor * height + 1, factor * width + 1))[..., :-1, :-1]
+
+
+def guided_upsample(
+    x: Float[Tensor, "n 1 h2 w2"], factor: int, guide: Float[Tensor, "n c h w"], logits: Float[Tensor, "n 9 h w"]
+) -> Float[Tensor, "n 1 h w"]:
+    """`x` at `factor` times the size: of each pixel a mean of the 3x3 values around it, row by row as in `logits`.
+
+    Values lie as `upsample` has them. The weights' logarithms are `logits`, plus that of a bilinear weight, minus what the
+    guide's colours differ from the pixel's: without logits this is joint bilateral upsampling (Kopf et al., SIGGRAPH 2007).
+    Weights that sum to 1 and are learnt pixel by pixel are RAFT's (Teed & Deng, ECCV 2020).
+    """
+    values, colours = (_around(part, factor) for part in (x, guide[..., ::factor, ::factor]))
+    unlike = (colours - guide[:, :, None]).square().sum(dim=1)
+    weights = (logits + _bilinear(factor, logits).log() - _COLOUR * unlike).softmax(dim=1)
+    return (weights * values[:, 0]).sum(dim=1, keepdim=True)
+
+
+def _around(x: Float[Tensor, "n c h2 w2"], factor: int) -> Float[Tensor, "n c 9 h w"]:
+    """The 3x3 values around the one nearest to each pixel, repeated beyond the border."""
+    (height, width), half = x.shape[-2:], factor // 2
+    found = F.unfold(F.pad(x, (1, 2, 1, 2), mode="replicate"), 3)
+    found = found.reshape(*x.shape[:2], 9, height + 1, width + 1)
+    found = found.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    return found[..., half : half + factor * height, half : half + factor * width]
+
+
+def _bilinear(factor: int, like: Float[Tensor, "n 9 h w"]) -> Float[Tensor, "9 h w"]:
+    """What each of the 3x3 values weighs in bilinear upsampling, but never so little that colour could not choose it."""
+    along, half = [], factor // 2
+    for size in like.shape[-2:]:
+        part = ((torch.arange(size, dtype=like.dtype, device=like.device) + half) % factor - half) / factor
+        along.append(torch.stack([-part, 1 - part.abs(), part]).clamp(min=_LEAST))
+    down, right = along
+    return (down[:, None, :, None] * right[None, :, None, :]).reshape(9, *like.shape[-2:])
