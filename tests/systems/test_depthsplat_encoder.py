@@ -229,6 +229,20 @@ def test_guided_upsampling_is_bilinear_within_a_colour_and_sharp_between_two(fac
     assert 0.4 < float(upsample(step, factor, quirk=False)[0, 0, 0, 6 * factor - 1]) < 0.8
 
 
+@pytest.mark.parametrize(("scales", "stride"), [(1, 4), (2, 8)])
+def test_guided_depth_lies_among_what_was_swept_and_teaches_its_head(scales: int, stride: int) -> None:
+    net = encoder(enlarging="guided", window=2, scales=scales, stride=stride).depth_predictor
+    found = net(views(size=(4 * stride, 8 * stride)))
+    swept = found.swept[-1].inverse_depth.detach()
+    inverse = 1 / found.depth.detach()
+    assert inverse.min() >= swept.min() - 1e-5 and inverse.max() <= swept.max() + 1e-5
+    found.depth.square().sum().backward()
+    still = [
+        name for name, weights in net.upsampler.named_parameters() if weights.grad is None or not weights.grad.any()
+    ]
+    assert still == []
+
+
 def test_within_the_window_depth_is_that_of_one_surface() -> None:
     probability = torch.tensor([0.1, 0.3, 0.1, 0.0, 0.0, 0.1, 0.2, 0.2])[None, :, None, None]
     kept = DepthPredictor(Config(preset="tiny", window=1))._near_the_likeliest(probability)
